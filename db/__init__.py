@@ -1,0 +1,1 @@
+"""PostgreSQL: every SQL statement of the project, each beside one typed function."""

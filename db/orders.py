@@ -1,0 +1,66 @@
+"""Creating jobs, as `oncepaid job create` does; a host application may use a plain INSERT."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from db.pool import Database
+from oncepaid.domain.chain import Address
+from oncepaid.domain.memo import Memo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A new job, as its payer must know it."""
+
+    id: int
+    uuid: str
+    price_usdc: Decimal | None
+    memo: Memo
+    unique_amount_units: int | None
+    expires_at: datetime
+
+
+class OrderStore:
+    """The customer's side of `jobs`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self,
+        *,
+        service_key: str,
+        input_data: dict[str, Any],
+        price_usdc: Decimal | None,
+        pay_to: Address | None,
+    ) -> Order | None:
+        """Insert a pending job and return it; None where no active skill has that key."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                """
+                INSERT INTO jobs (skill_id, job_uuid, input_data, price_usdc, pay_to)
+                SELECT id, gen_random_uuid(), $2, $3, $4 FROM skills
+                 WHERE coalesce(nullif(service_key, ''),
+                                lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1
+                   AND is_active
+                 ORDER BY id LIMIT 1
+                RETURNING id, job_uuid::text AS job_uuid, price_usdc, memo, unique_amount_units,
+                          expires_at
+                """,
+                service_key,
+                input_data,
+                price_usdc,
+                pay_to,
+            )
+        if row is None:
+            return None
+        return Order(
+            id=row["id"],
+            uuid=row["job_uuid"],
+            price_usdc=row["price_usdc"],
+            memo=Memo(row["memo"]),
+            unique_amount_units=row["unique_amount_units"],
+            expires_at=row["expires_at"],
+        )

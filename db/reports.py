@@ -1,0 +1,161 @@
+"""What an operator asks: counts for metrics, lists and single rows for the command line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from db.pool import Database
+
+Row = Mapping[str, Any]
+"""A row for display: column names to JSON-like values, datetimes and Decimals."""
+
+MAX_ROWS: Final = 1000
+
+_SERVICE: Final = (
+    "coalesce(nullif(s.service_key, ''), lower(regexp_replace(s.name, '[^a-zA-Z0-9]', '', 'g')))"
+)
+_JOB_COLUMNS: Final = f"""
+       j.id, j.job_uuid::text AS job_uuid, {_SERVICE} AS service_key, j.status, j.price_usdc,
+       j.pay_to, j.memo, j.unique_amount_units, j.attempts, j.created_at, j.expires_at, j.paid_at,
+       j.started_at, j.completed_at
+"""
+_PAYMENT_COLUMNS: Final = """
+       p.id, p.chain_id, p.tx_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
+       p.sender, p.recipient, p.amount_units, p.memo, p.memo_source, p.job_id,
+       j.job_uuid::text AS job_uuid, p.status, p.reason, p.seen_at, p.matched_at, p.credited_at
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The tables in numbers. Ages are seconds, amounts are units."""
+
+    jobs: Mapping[str, int]
+    oldest_job_age_s: Mapping[str, float]
+    unmatched_units: Mapping[str, int]
+    payments: Mapping[str, int]
+    cursors: Sequence[Row]
+
+
+class Reports:
+    """Read-only views. Nothing here changes a row."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def server(self) -> tuple[str, datetime]:
+        """Return the server's version and its clock."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                "SELECT current_setting('server_version') AS version, clock_timestamp() AS now"
+            )
+        assert row is not None
+        return row["version"], row["now"]
+
+    async def snapshot(self) -> Snapshot:
+        """Count everything that `status` and the gauges show."""
+        async with self._database.transaction() as connection:
+            jobs = await connection.fetch(
+                """
+                SELECT status, count(*) AS n,
+                       extract(epoch FROM now() - min(coalesce(paid_at, created_at)))::float8 AS age
+                  FROM jobs GROUP BY status
+                """
+            )
+            unmatched = await connection.fetch(
+                """
+                SELECT reason, sum(amount_units) AS units FROM payments
+                 WHERE status = 'unmatched' GROUP BY reason
+                """
+            )
+            payments = await connection.fetch(
+                "SELECT status, count(*) AS n FROM payments GROUP BY status"
+            )
+            cursors = await connection.fetch(
+                """
+                SELECT chain_id, block_number, block_hash, block_time, updated_at,
+                       extract(epoch FROM now() - block_time)::float8 AS lag_s
+                  FROM chain_cursor ORDER BY chain_id
+                """
+            )
+        return Snapshot(
+            jobs={row["status"]: row["n"] for row in jobs},
+            oldest_job_age_s={row["status"]: row["age"] for row in jobs},
+            unmatched_units={row["reason"]: int(row["units"]) for row in unmatched},
+            payments={row["status"]: row["n"] for row in payments},
+            cursors=[dict(row) for row in cursors],
+        )
+
+    async def jobs(self, status: str | None, limit: int) -> list[Row]:
+        """Return the newest jobs, of one status or of all."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {_JOB_COLUMNS} FROM jobs j LEFT JOIN skills s ON s.id = j.skill_id
+                 WHERE $1::text IS NULL OR j.status = $1 ORDER BY j.id DESC LIMIT $2
+                """,
+                status,
+                min(limit, MAX_ROWS),
+            )
+        return [dict(row) for row in rows]
+
+    async def job(self, name: str) -> Row | None:
+        """Return one job by its number or UUID, with its data, payments and attempts."""
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                f"""
+                SELECT {_JOB_COLUMNS}, j.input_data, j.output_data
+                  FROM jobs j LEFT JOIN skills s ON s.id = j.skill_id
+                 WHERE j.job_uuid::text = lower($1) OR j.id::text = $1
+                """,
+                name,
+            )
+            if row is None:
+                return None
+            payments = await connection.fetch(
+                f"""
+                SELECT {_PAYMENT_COLUMNS} FROM payments p JOIN jobs j ON j.id = p.job_id
+                 WHERE p.job_id = $1 ORDER BY p.id
+                """,
+                row["id"],
+            )
+            attempts = await connection.fetch(
+                """
+                SELECT id, attempt_no, model, started_at, finished_at, outcome, message,
+                       stop_reason, request_id, input_tokens, output_tokens, cost_usd
+                  FROM generation_attempts WHERE job_id = $1 ORDER BY attempt_no
+                """,
+                row["id"],
+            )
+        return {
+            **dict(row),
+            "payments": [dict(payment) for payment in payments],
+            "attempts": [dict(attempt) for attempt in attempts],
+        }
+
+    async def payments(self, status: str | None, limit: int) -> list[Row]:
+        """Return the newest payments, of one status or of all."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {_PAYMENT_COLUMNS} FROM payments p LEFT JOIN jobs j ON j.id = p.job_id
+                 WHERE $1::text IS NULL OR p.status = $1 ORDER BY p.id DESC LIMIT $2
+                """,
+                status,
+                min(limit, MAX_ROWS),
+            )
+        return [dict(row) for row in rows]
+
+    async def payment(self, name: str) -> list[Row]:
+        """Return the payment of a number, or all those of a transaction hash."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {_PAYMENT_COLUMNS}, p.evidence
+                  FROM payments p LEFT JOIN jobs j ON j.id = p.job_id
+                 WHERE p.id::text = $1 OR p.tx_hash = lower($1) ORDER BY p.id
+                """,
+                name,
+            )
+        return [dict(row) for row in rows]

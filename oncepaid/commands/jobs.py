@@ -1,0 +1,177 @@
+"""`oncepaid job …`"""
+
+import json
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+
+from db.orders import Order, OrderStore
+from db.reports import Reports
+from oncepaid.cli import AsJson, Config, database_of, fail, load, run_async
+from oncepaid.commands.output import print_fields, print_json, print_rows
+from oncepaid.domain.chain import Address, parse_address
+from oncepaid.domain.errors import BadSetting
+from oncepaid.domain.money import Units, units_of_price
+from oncepaid.offers import build_services, publish_offers
+from oncepaid.paying import PayingTerms, instructions
+from oncepaid.settings import ANY_RECIPIENT, Settings
+
+job = typer.Typer(help="Create and look at jobs.", no_args_is_help=True)
+
+LIST_COLUMNS = ("id", "job_uuid", "service_key", "status", "price_usdc", "attempts", "created_at")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(job, name="job")
+
+
+@job.command()
+def create(
+    service: Annotated[str, typer.Option(help="The service's key.")],
+    text: Annotated[str, typer.Option("--input", help="What the customer wants; - reads stdin.")],
+    pay_to: Annotated[str | None, typer.Option(help="One of our recipients.")] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a pending job and print how to pay it."""
+    settings = load(config)
+    recipient = _recipient_of(settings, pay_to)
+    prompt = typer.get_text_stream("stdin").read() if text == "-" else text
+
+    async def main() -> None:
+        services = build_services(settings)
+        known = services.get(service)
+        async with database_of(settings) as database:
+            await publish_offers(database, settings, services)
+            order = await OrderStore(database).create(
+                service_key=service,
+                input_data={"prompt": prompt.replace("\0", "\ufffd")},
+                price_usdc=known.price_usdc if known else None,
+                pay_to=None if pay_to is None else recipient,
+            )
+        if order is None:
+            fail(f"there is no active skill with the service key {service!r}")
+        _print_order(order, service, recipient, settings, as_json)
+
+    run_async(main())
+
+
+def _recipient_of(settings: Settings, pay_to: str | None) -> Address:
+    watched = settings.chain.watched
+    if pay_to is None:
+        if not settings.chain.recipients or settings.chain.recipients[0] == ANY_RECIPIENT:
+            raise SystemExit(_bad(BadSetting("--pay-to", "is needed: chain.recipients names none")))
+        return Address(settings.chain.recipients[0])
+    try:
+        address = parse_address(pay_to)
+    except ValueError as exc:
+        fail(f"--pay-to: {exc}", 2)
+    if watched is not None and address not in watched:
+        fail(f"--pay-to: {address} is not one of chain.recipients", 2)
+    return address
+
+
+def _bad(exc: BadSetting) -> int:
+    typer.echo(f"oncepaid: {exc}", err=True)
+    return 2
+
+
+def _print_order(
+    order: Order, service: str, recipient: Address, settings: Settings, as_json: bool
+) -> None:
+    price = units_of_price(order.price_usdc)
+    if price is None:
+        fail(f"job {order.uuid} has no price: set services.{service}.price_usdc")
+    amount = order.unique_amount_units
+    terms = PayingTerms(
+        chain_id=settings.chain.chain_id,
+        token=Address(settings.chain.token),
+        recipient=recipient,
+        price=price,
+        memo=order.memo,
+        unique_amount=None if amount is None else Units(amount),
+    )
+    fields: dict[str, Any] = {
+        "id": order.id,
+        "job_uuid": order.uuid,
+        "service": service,
+        "price_usdc": Decimal(order.price_usdc or 0),
+        "pay_to": recipient,
+        "expires_at": order.expires_at,
+        **instructions(terms),
+    }
+    if as_json:
+        print_json(fields)
+        return
+    print_fields(fields, f"Job {order.uuid}: waits for its payment")
+    typer.echo(_how_to_pay(fields))
+
+
+def _how_to_pay(fields: dict[str, Any]) -> str:
+    ways = [
+        f"Pay {fields['amount_usdc']} USDC (or more) to {fields['recipient']} with the memo:",
+        f"  from a wallet that takes data: a transaction to {fields['token']} with the calldata",
+        "  without gas: transferWithAuthorization with the authorization nonce",
+    ]
+    if fields["unique_amount_usdc"] is not None:
+        ways.append(f"Or send exactly {fields['unique_amount_usdc']} USDC from any wallet.")
+    return "\n".join(ways)
+
+
+@job.command("list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    settings = load(config)
+
+    async def main() -> None:
+        async with database_of(settings) as database:
+            rows = await Reports(database).jobs(status, limit)
+        if as_json:
+            print_json(rows)
+        else:
+            print_rows(rows, LIST_COLUMNS, "Jobs")
+
+    run_async(main())
+
+
+@job.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="Number or UUID.")],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job with its payments, attempts and result."""
+    settings = load(config)
+
+    async def main() -> None:
+        async with database_of(settings) as database:
+            row = await Reports(database).job(name)
+        if row is None:
+            fail(f"there is no job {name}")
+        fields = {
+            **row,
+            "input_data": _json(row["input_data"]),
+            "output_data": _json(row["output_data"]),
+        }
+        if as_json:
+            print_json(fields)
+        else:
+            print_fields(fields, f"Job {row['job_uuid']}")
+
+    run_async(main())
+
+
+def _json(value: Any) -> Any:
+    """A host may have made the column `text` or `json`: show what is in it either way."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,46 @@
+"""What can go wrong, sorted by the one question a loop has: is it worth trying again?"""
+
+
+class OncepaidError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class Retryable(OncepaidError):
+    """The same call may succeed later: a node, a database or a network is away, slow or behind."""
+
+
+class Permanent(OncepaidError):
+    """The same call will fail again until somebody changes something."""
+
+
+class BadSetting(Permanent):
+    """A setting cannot be used. `str()` is one line for the operator that names the key."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class NodeUnavailable(Retryable):
+    """The node did not answer, refused for a passing reason, or answered something unreadable."""
+
+
+class RangeRefused(Retryable):
+    """The node will not serve `eth_getLogs` over so many blocks or logs; ask for fewer."""
+
+
+class BatchRefused(Retryable):
+    """The node will not serve so many calls in one JSON-RPC batch; send fewer."""
+
+
+class InconsistentNode(Retryable):
+    """Two answers of the node cannot both be true; its backends may stand at different heads."""
+
+
+class ForkBelowCursor(Permanent):
+    """The block the cursor stands on is no longer on the node's chain."""
+
+
+class DatabaseUnavailable(Retryable):
+    """PostgreSQL is away, restarting, too slow, or aborted this transaction."""

@@ -1,0 +1,143 @@
+"""Payments: one row a `Transfer` log to us, what is known of it and what was decided."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from oncepaid.domain.chain import Address, BlockRef, TransferLog, TxHash
+from oncepaid.domain.jobs import JobId
+from oncepaid.domain.memo import Memo
+from oncepaid.domain.money import Units
+
+PaymentId = NewType("PaymentId", int)
+
+
+class PaymentStatus(StrEnum):
+    """Who moves a payment on. A crash leaves behind no more than a step to repeat."""
+
+    SEEN = "seen"
+    """Stored with the cursor. The matcher moves it on."""
+    MATCHED = "matched"
+    """Pays a job once its block is final enough. The settler moves it on."""
+    CREDITED = "credited"
+    """Counted for its job, in the transaction that made the job `paid`."""
+    UNMATCHED = "unmatched"
+    """Money that an operator must see; `reason` says why."""
+    ORPHANED = "orphaned"
+    """Its block left the chain: the money did not arrive, or arrived as another row."""
+    REFUNDED = "refunded"
+    """Sent back by the operator."""
+    IGNORED = "ignored"
+    """The operator decided that nothing is owed for it."""
+
+
+class Reason(StrEnum):
+    """Why a payment is `unmatched`, each with a sentence for the operator."""
+
+    sentence: str
+
+    NO_MEMO = "no_memo", "It carries no memo, and its amount is nobody's unique amount."
+    UNKNOWN_MEMO = "unknown_memo", "Its memo names no job of this database."
+    WRONG_RECIPIENT = "wrong_recipient", "Its memo names a job that is paid at another address."
+    LATE = "late", "Its block is younger than the job's expiry and the grace after it."
+    UNDERPAID = "underpaid", "It is less than the price; it counts when the rest arrives in time."
+    DUPLICATE = "duplicate", "The job that it names was paid already, or is no longer open."
+    AMBIGUOUS_AMOUNT = "ambiguous_amount", "More than one open job waits for exactly this amount."
+    MEMO_CONFLICT = "memo_conflict", "It carries the memos of different jobs."
+    THIRD_PARTY_MEMO = (
+        "third_party_memo",
+        "Its memo was attached by somebody other than the payer, and amount or company do not fit.",
+    )
+    OWN_ADDRESS = "own_address", "It was sent from one of our own addresses."
+    JOB_NOT_PAYABLE = "job_not_payable", "The job that it names has no price."
+
+    def __new__(cls, value: str, sentence: str = "") -> "Reason":
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.sentence = sentence
+        return member
+
+
+class MemoSource(StrEnum):
+    """Where a memo stood."""
+
+    CALLDATA = "calldata"
+    """Behind the arguments of the transferring call."""
+    AUTHORIZATION = "authorization"
+    """The nonce of the EIP-3009 authorization that made the transfer."""
+
+
+class Signer(StrEnum):
+    """Who signed the bytes in which a memo stood."""
+
+    PAYER = "payer"
+    """The address whose money moved: the memo binds by itself."""
+    THIRD_PARTY = "third_party"
+    """Somebody else, as a spender by allowance: he could attach his memo to another's money."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One memo found with a payment."""
+
+    memo: Memo
+    source: MemoSource
+    signer: Signer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedPayment:
+    """A transfer to us as the listener hands it over.
+
+    `transfers_in_tx` counts the transfers to the same recipient in the same transaction.
+    """
+
+    log: TransferLog
+    block_time: datetime
+    evidence: tuple[Evidence, ...]
+    transfers_in_tx: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenPayment:
+    """A stored payment as the matcher decides on it."""
+
+    id: PaymentId
+    sender: Address
+    recipient: Address
+    units: Units
+    block_time: datetime
+    evidence: tuple[Evidence, ...]
+    transfers_in_tx: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedPayment:
+    """A payment that waits for its confirmation, with the sum that its job is waiting for.
+
+    `job_units` is the sum of all matched payments of the job: the tier goes by it.
+    """
+
+    id: PaymentId
+    job_id: JobId
+    block: BlockRef
+    block_time: datetime
+    units: Units
+    job_units: Units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditedPayment:
+    """A payment that has just been counted for its job, which is now paid.
+
+    `waited_s` is the time since it was matched.
+    """
+
+    id: PaymentId
+    job_id: JobId
+    tx_hash: TxHash
+    units: Units
+    job_uuid: str
+    service_key: str | None
+    waited_s: float

@@ -1,0 +1,37 @@
+"""Which parts of the daemon work: what `/readyz` answers."""
+
+from collections.abc import Iterable, Mapping
+
+STARTING = "starting"
+
+
+class Health:
+    """The parts that must work before the daemon is ready, and who is in trouble with which.
+
+    Several stages use the database and the node; each reports and clears only its own trouble, so
+    that an idle stage does not hide what another one runs into.
+    """
+
+    def __init__(self, parts: Iterable[str]) -> None:
+        self._troubles: dict[tuple[str, str], str] = {(part, STARTING): STARTING for part in parts}
+
+    def report(self, part: str, source: str, trouble: str | None) -> bool:
+        """Note what `source` has to say of `part`, None for no trouble; True where that is news."""
+        before = self._troubles.pop((part, source), None)
+        if trouble is not None:
+            self._troubles[part, source] = trouble
+        return before != trouble
+
+    def started(self, part: str) -> None:
+        """Note that a part works for the first time."""
+        self.report(part, STARTING, None)
+
+    def clear(self, source: str) -> None:
+        """Note that `source` went through without trouble."""
+        for key in [key for key in self._troubles if key[1] == source]:
+            del self._troubles[key]
+
+    @property
+    def troubles(self) -> Mapping[str, str]:
+        """The parts in trouble and why, each a sentence without secrets."""
+        return {part: why for (part, _), why in reversed(self._troubles.items())}

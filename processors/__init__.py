@@ -1,0 +1,1 @@
+"""From `payments` to finished jobs. The stages meet only in the database."""

@@ -1,0 +1,115 @@
+"""matched → credited, and the job → paid, once the block is final enough for the amount."""
+
+from collections.abc import Collection, Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from oncepaid.domain.chain import BlockHash, Header
+from oncepaid.domain.finality import (
+    ChainHeads,
+    Finalized,
+    Included,
+    Safe,
+    Tier,
+    requirement_for,
+    select_ready,
+)
+from oncepaid.domain.jobs import JobId
+from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
+from oncepaid.domain.payments import CreditedPayment, MatchedPayment, PaymentId
+from oncepaid.metrics import Metrics
+from processors.services import label_of
+
+log = structlog.get_logger()
+
+JOBS_PER_PAGE: Final = 500
+
+
+class Ledger(Protocol):
+    async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]: ...
+    async def credit(self, payments: Sequence[PaymentId]) -> list[CreditedPayment]: ...
+
+
+class Chain(Protocol):
+    async def headers(self, blocks: Sequence[int | str]) -> list[Header | None]: ...
+    async def hashes(self, numbers: Sequence[int]) -> dict[int, BlockHash | None]: ...
+
+
+class Settler:
+    """Credits what is final. Several may run: crediting is guarded by the payments' status."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        chain: Chain,
+        *,
+        tiers: Sequence[Tier],
+        services: Collection[str],
+        metrics: Metrics,
+    ) -> None:
+        self._ledger = ledger
+        self._chain = chain
+        self._tiers = tuple(tiers)
+        self._services = services
+        self._metrics = metrics
+
+    async def step(self) -> bool:
+        """Look at every matched payment once and credit what is ready. Never asks for more."""
+        after = JobId(0)
+        while page := await self._ledger.load_matched(after, JOBS_PER_PAGE):
+            await self._settle(page)
+            after = page[-1].job_id
+        return False
+
+    async def _settle(self, matched: Sequence[MatchedPayment]) -> None:
+        ready = select_ready(matched, self._tiers, await self._heads_for(matched))
+        if not ready:
+            return
+        # The last look before money counts: is each block still the one that the log came from?
+        hashes = await self._chain.hashes(sorted({payment.block.number for payment in ready}))
+        moved = {p.job_id for p in ready if hashes.get(p.block.number) != p.block.hash}
+        for payment in ready:
+            if hashes.get(payment.block.number) != payment.block.hash:
+                log.warning(
+                    "payment.block_not_found", payment_id=payment.id, block=payment.block.number
+                )
+        sound = [payment.id for payment in ready if payment.job_id not in moved]
+        for credited in await self._ledger.credit(sound) if sound else ():
+            self._tell(credited)
+
+    async def _heads_for(self, matched: Sequence[MatchedPayment]) -> ChainHeads:
+        """Ask for the heads that some of these payments wait for, and for no others."""
+        needs = {requirement_for(payment.job_units, self._tiers) for payment in matched}
+        tags: dict[str, Header | None] = {}
+        for tag, is_needed in (
+            ("latest", any(not isinstance(need, Included | Safe | Finalized) for need in needs)),
+            ("safe", Safe() in needs),
+            ("finalized", Finalized() in needs),
+        ):
+            if is_needed:
+                tags[tag] = None
+        if tags:
+            tags = dict(zip(tags, await self._chain.headers(list(tags)), strict=True))
+        latest, safe, final = (tags.get(tag) for tag in ("latest", "safe", "finalized"))
+        return ChainHeads(
+            latest_time=latest.time if latest else None,
+            safe_number=safe.number if safe else None,
+            finalized_number=final.number if final else None,
+        )
+
+    def _tell(self, credited: CreditedPayment) -> None:
+        log.info(
+            "payment.credited",
+            payment_id=credited.id,
+            tx_hash=credited.tx_hash,
+            usdc=format_usdc(credited.units),
+            job_uuid=credited.job_uuid,
+        )
+        usdc = credited.units / UNITS_PER_USDC
+        self._metrics.payments.labels(status="credited", reason="").inc()
+        self._metrics.payments_usdc.labels(status="credited").inc(usdc)
+        self._metrics.revenue_usdc.labels(
+            service=label_of(credited.service_key, self._services)
+        ).inc(usdc)
+        self._metrics.observe_stage("credited", credited.waited_s)
