@@ -1,11 +1,11 @@
 """The payment ledger: storing ranges, deciding what was seen, crediting what is final."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import orjson
 
 from db.pool import Connection, Database
 from oncepaid.domain.chain import Address, BlockHash, BlockRef, Header
@@ -238,9 +238,8 @@ def _row_of(payment: ObservedPayment) -> tuple[Any, ...]:
 
 
 def _json_of(evidence: tuple[Evidence, ...]) -> str:
-    return json.dumps(
-        [{"memo": e.memo.hex(), "source": e.source, "signer": e.signer} for e in evidence]
-    )
+    found = [{"memo": e.memo.hex(), "source": e.source, "signer": e.signer} for e in evidence]
+    return orjson.dumps(found).decode()
 
 
 def _evidence_of(value: Any) -> tuple[Evidence, ...]:

@@ -1,6 +1,7 @@
 """Memos in a transaction's calldata. Pure and bounded; never raises, whatever the bytes are."""
 
 import re
+from io import BytesIO
 from typing import Final
 
 import cbor2
@@ -22,6 +23,8 @@ _WORD: Final = 32
 
 _MARKER: Final = bytes.fromhex("8021" * 8)
 _MAX_SUFFIXES: Final = 8
+_MAX_CBOR_BYTES: Final = 1024
+"""A map of 64 KiB can keep the decoder busy for a third of a second; real ones have some 20 bytes."""
 _CODES: Final = re.compile(rb"[a-z0-9_]+(,[a-z0-9_]+)*\Z")
 
 
@@ -130,10 +133,12 @@ def _cbor_bytes(body: bytes) -> int | None:
     """Return the size of `CBOR map ‖ length(2)`, or None unless it is exactly one map."""
     length = int.from_bytes(body[-2:]) if len(body) >= 2 else 0
     encoded = body[-2 - length : -2]
-    if not length or len(encoded) != length:
+    if not 0 < length <= _MAX_CBOR_BYTES or len(encoded) != length:
         return None
+    stream = BytesIO(encoded)
     try:
-        value = cbor2.loads(encoded)
+        # Unlike `loads`, a decoder that reads no further than it must shows what lies behind.
+        value = cbor2.CBORDecoder(stream, read_size=1).decode()
     except Exception:  # a decoder fed by strangers: whatever it raises, this is no suffix
         return None
-    return length + 2 if isinstance(value, dict) else None
+    return length + 2 if isinstance(value, dict) and not stream.read(1) else None

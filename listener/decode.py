@@ -4,7 +4,6 @@ Nodes lie, so every field is checked. What is not what it should be raises `Inco
 the answer as a whole cannot be trusted, and gives None where one foreign log is simply not ours.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from oncepaid.domain.chain import (
@@ -27,7 +26,6 @@ Json = Any
 
 _ADDRESS_PADDING: Final = "0x" + "0" * 24
 _WORD_HEX: Final = 66  # 0x and 32 bytes
-_HEX: Final = frozenset("0123456789abcdef")
 _MAX_QUANTITY: Final = 2**63 - 1  # what a bigint column holds
 # A block time in plain seconds is this small until the year 5138; a millisecond count is larger.
 _MAX_SECONDS: Final = 10**11
@@ -36,7 +34,7 @@ _MAX_SECONDS: Final = 10**11
 def quantity(value: Json) -> int:
     """Return a hex quantity (`"0x1f"`) that fits a bigint; raises `InconsistentNode`."""
     if not isinstance(value, str) or not value.startswith("0x"):
-        raise InconsistentNode(f"not a hex quantity: {str(value)[:40]!r}")
+        raise InconsistentNode(f"not a hex quantity: {_shown(value)}")
     try:
         number = int(value, 16)
     except ValueError as exc:
@@ -49,17 +47,29 @@ def quantity(value: Json) -> int:
 def hash32(value: Json) -> str:
     """Return a 32-byte hash as lower-case hex; raises `InconsistentNode`."""
     if isinstance(value, str) and len(value) == _WORD_HEX and value.startswith("0x"):
-        lower = value.lower()
-        if _HEX.issuperset(lower[2:]):
-            return lower
-    raise InconsistentNode(f"not a 32-byte hash: {str(value)[:80]!r}")
+        try:
+            # White space, which `fromhex` skips, would leave fewer than 32 bytes.
+            if len(bytes.fromhex(value[2:])) == 32:
+                return value.lower()
+        except ValueError:
+            pass
+    raise InconsistentNode(f"not a 32-byte hash: {_shown(value)}")
+
+
+def _lower(value: Json) -> str:
+    return value.lower() if isinstance(value, str) else ""
+
+
+def _shown(value: Json) -> str:
+    # Only text is quoted: a value nested a thousand deep has no `str` that Python's stack survives.
+    return repr(value[:80]) if isinstance(value, str) else type(value).__name__
 
 
 def decode_header(value: Json) -> Header | None:
     """Return a block's header; None for `null`, a block that the node does not have (yet)."""
     if value is None:
         return None
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise InconsistentNode("a block is not an object")
     return Header(
         number=quantity(value.get("number")),
@@ -81,14 +91,14 @@ def decode_transfer(log: Json, token: Address) -> TransferLog | None:
 
     Zero-value transfers prove nothing: `transferFrom(victim, us, 0)` needs nobody's consent.
     """
-    if not isinstance(log, Mapping):
+    if not isinstance(log, dict):
         raise InconsistentNode("a log is not an object")
     topics, data = log.get("topics"), log.get("data")
     if (
         not isinstance(topics, list)
         or len(topics) != 3
-        or topics[0] != TRANSFER_TOPIC
-        or str(log.get("address")).lower() != token
+        or _lower(topics[0]) != TRANSFER_TOPIC
+        or _lower(log.get("address")) != token
         or log.get("removed") is True
         or not isinstance(data, str)
         or len(data) != _WORD_HEX
@@ -114,14 +124,14 @@ def decode_transfer(log: Json, token: Address) -> TransferLog | None:
 
 def decode_authorization(log: Json, token: Address) -> AuthorizationLog | None:
     """Return an `AuthorizationUsed` log of `token`, or None for anything else."""
-    if not isinstance(log, Mapping):
+    if not isinstance(log, dict):
         raise InconsistentNode("a log is not an object")
     topics = log.get("topics")
     if (
         not isinstance(topics, list)
         or len(topics) != 3
-        or topics[0] != AUTHORIZATION_USED_TOPIC
-        or str(log.get("address")).lower() != token
+        or _lower(topics[0]) != AUTHORIZATION_USED_TOPIC
+        or _lower(log.get("address")) != token
         or log.get("removed") is True
     ):
         return None
@@ -137,7 +147,7 @@ def decode_authorization(log: Json, token: Address) -> AuthorizationLog | None:
     )
 
 
-def _block_of(log: Mapping[str, Json]) -> BlockRef:
+def _block_of(log: dict[str, Json]) -> BlockRef:
     return BlockRef(
         number=quantity(log.get("blockNumber")), hash=BlockHash(hash32(log.get("blockHash")))
     )
@@ -159,17 +169,19 @@ def decode_transaction(value: Json) -> Transaction | None:
     """Return a transaction; None for `null`. Unknown types, and ones without `input`, are fine."""
     if value is None:
         return None
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise InconsistentNode("a transaction is not an object")
     calldata, to, block = value.get("input") or "0x", value.get("to"), value.get("blockHash")
+    if not isinstance(calldata, str) or not calldata.startswith("0x"):
+        raise InconsistentNode("a transaction's input is not hex")
     try:
         data = bytes.fromhex(calldata[2:])
-    except (ValueError, TypeError) as exc:
+    except ValueError as exc:
         raise InconsistentNode("a transaction's input is not hex") from exc
     return Transaction(
         hash=TxHash(hash32(value.get("hash"))),
         block_hash=None if block is None else BlockHash(hash32(block)),
-        sender=Address(str(value.get("from")).lower()),
-        to=None if to is None else Address(str(to).lower()),
+        sender=Address(_lower(value.get("from"))),
+        to=None if to is None else Address(_lower(to)),
         calldata=data,
     )

@@ -10,8 +10,8 @@ from typing import Final
 
 from oncepaid.domain.chain import BlockRef, Header
 
-FIRST_SPAN_BLOCKS: Final = 500
-"""100 s of Base since Denim; every provider but the smallest free tiers serves it."""
+FIRST_SPAN_BLOCKS: Final = 100
+"""20 s of Base since Denim. Small, for it may be full of payments; it doubles where it is not."""
 PAYMENTS_PER_RANGE: Final = 2_000
 """Ranges are sized towards this many payments, to bound memory and one transaction's work."""
 WIDEN_AFTER: Final = 3

@@ -1,5 +1,6 @@
 """The listener: reads ranges of blocks and hands over what was paid to us, cursor and all."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ class Listener:
         self._span = Span.first(watch.max_range_blocks)
         self._cursor: BlockRef | None = None
         self._heard: BlockRef | None = None
+        self._ahead: tuple[BlockRef, asyncio.Task[_Range]] | None = None
 
     def hear(self, block: BlockRef | None) -> None:
         """Note the block of a log that the subscription told of; saves asking for the head."""
@@ -123,9 +125,9 @@ class Listener:
         """
         try:
             return await self._step()
-        except Exception:
+        except BaseException:
             # Whatever went wrong, the database knows best how far it got.
-            self._cursor = None
+            self._start_over()
             raise
 
     async def _step(self) -> bool:
@@ -138,16 +140,38 @@ class Listener:
             case CursorOrphaned(found=found):
                 raise ForkBelowCursor(f"the cursor stands on {cursor}, the chain has {found}")
         try:
-            fetched = await self._fetch(cursor, step, head)
+            fetched = await self._next_range(cursor, step, head)
         except RangeRefused as exc:
             self._narrow(step, exc)
             return True
+        self._span = on_served(self._span, fetched.fetched, len(fetched.payments))
+        self._fetch_ahead(fetched.end.ref, head)
         stored = await self._ledger.store_range(cursor, fetched.end, fetched.payments)
         if not stored.moved:
-            self._cursor = None
+            self._start_over()
             return True
         self._after_store(fetched, stored.stored)
         return fetched.end.number < head.number
+
+    def _start_over(self) -> None:
+        self._cursor = None
+        if self._ahead is not None:
+            self._ahead[1].cancel()
+            self._ahead = None
+
+    def _fetch_ahead(self, cursor: BlockRef, head: BlockRef) -> None:
+        """In a backlog, fetch the next range while this one is stored: at most one ahead."""
+        step = next_step(cursor, head, self._span)
+        if isinstance(step, FetchRange):
+            task = asyncio.create_task(self._fetch(cursor, step, head), name="fetch-ahead")
+            task.add_done_callback(_retrieve)
+            self._ahead = cursor, task
+
+    async def _next_range(self, cursor: BlockRef, step: FetchRange, head: BlockRef) -> _Range:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == cursor:
+            return await ahead[1]
+        return await self._fetch(cursor, step, head)
 
     async def _load_cursor(self) -> BlockRef:
         if self._cursor is None:
@@ -185,7 +209,6 @@ class Listener:
     def _after_store(self, fetched: _Range, stored: int) -> None:
         end = fetched.end
         self._cursor = end.ref
-        self._span = on_served(self._span, fetched.fetched, len(fetched.payments))
         self._metrics.cursor_block.set(end.number)
         self._metrics.cursor_timestamp.set(end.timestamp_ms / 1000)
         if stored:
@@ -307,6 +330,12 @@ class Listener:
                 raise InconsistentNode("a paying block is not where its log says")
             times[header.number] = header.timestamp_ms
         return times
+
+
+def _retrieve(task: asyncio.Task[_Range]) -> None:
+    """Look at a failure that nobody may come to ask for, so that it is not reported as lost."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _check_range(transfers: Sequence[TransferLog], step: FetchRange) -> None:

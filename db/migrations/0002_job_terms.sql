@@ -10,7 +10,7 @@ DECLARE
 BEGIN
     FOR try IN 1..48 LOOP
         drawn := price_units + 1 + floor(random() * 9999)::bigint;
-        CONTINUE WHEN NOT pg_try_advisory_xact_lock(1330398288, (drawn / 100 % 2147483647)::int);
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(1330398288, (drawn / 100 % 1024)::int);
         CONTINUE WHEN EXISTS (
             SELECT FROM jobs WHERE unique_amount_units = drawn AND amount_is_held);
         RETURN drawn;

@@ -8,16 +8,23 @@ CREATE TABLE chain_cursor (
     updated_at   timestamptz NOT NULL DEFAULT now()
 );
 
+-- Lower-case hex of a fixed length, as far as it can be told cheaply: a regular expression here
+-- took half of the time of storing a payment. The digits are checked where logs are decoded.
+CREATE FUNCTION oncepaid_is_hex(value text, length int) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT octet_length(value) = length AND starts_with(value, '0x')
+       AND value COLLATE "C" = lower(value COLLATE "C")
+$$;
+
 CREATE TABLE payments (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id        bigint NOT NULL,
-    tx_hash         text NOT NULL CHECK (tx_hash ~ '^0x[0-9a-f]{64}$'),
+    tx_hash         text NOT NULL CHECK (oncepaid_is_hex(tx_hash, 66)),
     log_index       bigint NOT NULL CHECK (log_index >= 0),
     block_number    bigint NOT NULL,
-    block_hash      text NOT NULL CHECK (block_hash ~ '^0x[0-9a-f]{64}$'),
+    block_hash      text NOT NULL CHECK (oncepaid_is_hex(block_hash, 66)),
     block_time      timestamptz NOT NULL,
-    sender          text NOT NULL CHECK (sender ~ '^0x[0-9a-f]{40}$'),
-    recipient       text NOT NULL CHECK (recipient ~ '^0x[0-9a-f]{40}$'),
+    sender          text NOT NULL CHECK (oncepaid_is_hex(sender, 42)),
+    recipient       text NOT NULL CHECK (oncepaid_is_hex(recipient, 42)),
     amount_units    numeric(78, 0) NOT NULL CHECK (amount_units > 0),
     -- The memo that counts, and every memo found: [{"memo": hex, "source": …, "signer": …}].
     memo            bytea CHECK (octet_length(memo) = 16),
