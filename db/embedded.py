@@ -1,6 +1,7 @@
 """PostgreSQL from a wheel, for a first look, tests and small set-ups: `embedded:DIR`."""
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +12,15 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "embedded:"
 
+# The wheel counts processes, not holders inside one.
+_holders: Final[Counter[Path]] = Counter()
+
 
 class EmbeddedPostgres:
     """A PostgreSQL whose files lie in one folder, reached over a Unix socket, never over TCP.
 
-    Several processes may hold the same folder; the last one to close stops the server. `start` and
-    `close` block for up to a few seconds: call them outside the event loop.
+    Several may hold the same folder, here and in other processes; the last one to close stops
+    the server. `start` and `close` block for up to a few seconds: call them outside the event loop.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,16 +45,28 @@ class EmbeddedPostgres:
             ) from exc
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
+            if self._is_foreign():
+                raise OSError("it holds files, and they are not PostgreSQL's")
             self._server = get_server(self._folder, cleanup_mode="stop")
         except (OSError, RuntimeError) as exc:
             raise BadSetting("database.url", f"cannot use {self._folder}: {exc}") from exc
         except Exception as exc:  # the wheel raises what its pg_ctl wrapper raises
             raise DatabaseUnavailable(f"embedded PostgreSQL did not start: {exc}") from exc
+        _holders[self._folder] += 1
         uri: str = self._server.get_uri()
         return uri
 
     def close(self) -> None:
         """Let go of the server; stops it when nobody else holds it."""
         server, self._server = self._server, None
-        if server is not None:
+        if server is None:
+            return
+        _holders[self._folder] -= 1
+        if not _holders[self._folder]:
             server.cleanup()
+            # It forgets the server only where it stopped it; the next start must look again.
+            server._instances.pop(self._folder, None)
+
+    def _is_foreign(self) -> bool:
+        is_new = not self._folder.exists() or not any(self._folder.iterdir())
+        return not is_new and not (self._folder / "PG_VERSION").exists()

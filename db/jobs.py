@@ -19,6 +19,7 @@ from oncepaid.domain.generation import (
     failure_output,
 )
 from oncepaid.domain.jobs import MAX_INPUT_BYTES, AttemptId, ClaimedJob, JobId
+from oncepaid.domain.text import storable_text
 
 Decide = Callable[[AnsweredJob], Verdict]
 
@@ -70,29 +71,38 @@ RETURNING attempt_id
 """
 
 # The attempt's row says what happened in any case; the job is touched only under its own lease.
+# Locks the job before the attempt, as `_CLAIM` does.
 _RECORD = """
-WITH told AS (
+WITH held AS (
+    SELECT id FROM jobs
+     WHERE attempt_id = $1 AND status = 'in_progress' AND lease_until IS NOT NULL
+       FOR NO KEY UPDATE
+), told AS (
     UPDATE generation_attempts
        SET finished_at = clock_timestamp(), outcome = $2, message = $3, model = $4,
            stop_reason = $5, request_id = $6, input_tokens = $7, output_tokens = $8,
            cost_usd = $9, output_data = $10, retry_after_s = $11
-     WHERE id = $1 AND finished_at IS NULL
+     WHERE id = $1 AND finished_at IS NULL AND (SELECT count(*) FROM held) >= 0
     RETURNING id
 )
 UPDATE jobs SET lease_until = NULL
- WHERE attempt_id = (SELECT id FROM told) AND status = 'in_progress' AND lease_until IS NOT NULL
+ WHERE id IN (SELECT id FROM held) AND EXISTS (SELECT FROM told)
 RETURNING id
 """
 
 _RELEASE = """
-WITH told AS (
+WITH held AS (
+    SELECT id, attempt_id FROM jobs
+     WHERE attempt_id = ANY($1::bigint[]) AND status = 'in_progress' AND lease_until IS NOT NULL
+     ORDER BY id FOR NO KEY UPDATE
+), told AS (
     UPDATE generation_attempts
        SET finished_at = clock_timestamp(), outcome = 'cancelled', message = 'the worker stopped'
-     WHERE id = ANY($1::bigint[]) AND finished_at IS NULL
+     WHERE id IN (SELECT attempt_id FROM held) AND finished_at IS NULL
     RETURNING id
 )
 UPDATE jobs SET status = 'paid', attempt_id = NULL, lease_until = NULL, attempts = attempts - 1
- WHERE attempt_id IN (SELECT id FROM told) AND status = 'in_progress'
+ WHERE id IN (SELECT id FROM held) AND attempt_id IN (SELECT id FROM told)
 RETURNING id
 """
 
@@ -114,9 +124,11 @@ SELECT j.id, j.job_uuid::text AS job_uuid, j.attempts, j.failures_in_row, j.atte
  ORDER BY j.id LIMIT $1 FOR NO KEY UPDATE OF j SKIP LOCKED
 """
 
+# A hub's `output_data` may be json or text: the record turns the value into the column's own type.
 _FINISH_IF_CURRENT = """
-UPDATE jobs SET status = $3, output_data = $4, completed_at = clock_timestamp(),
-       failures_in_row = 0
+UPDATE jobs SET status = $3, completed_at = clock_timestamp(), failures_in_row = 0,
+       output_data = (jsonb_populate_record(
+           NULL::jobs, jsonb_build_object('output_data', $4::jsonb))).output_data
  WHERE id = $1 AND attempt_id = $2 AND status = 'in_progress' AND lease_until IS NULL
 RETURNING id
 """
@@ -154,10 +166,10 @@ class JobStore:
                 _RECORD,
                 attempt,
                 result.outcome,
-                result.message,
-                result.model,
-                result.stop_reason,
-                result.request_id,
+                storable_text(result.message),
+                _storable(result.model),
+                _storable(result.stop_reason),
+                _storable(result.request_id),
                 result.input_tokens,
                 result.output_tokens,
                 result.cost_usd,
@@ -233,6 +245,10 @@ async def _write_verdict(
             return row is not None
     row = await connection.fetchrow(_FINISH_IF_CURRENT, job.id, job.attempt, *arguments)
     return row is not None
+
+
+def _storable(text: str | None) -> str | None:
+    return None if text is None else storable_text(text)
 
 
 def _claimed_of(row: asyncpg.Record) -> ClaimedJob:

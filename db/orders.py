@@ -41,13 +41,17 @@ class OrderStore:
             row = await connection.fetchrow(
                 """
                 INSERT INTO jobs (skill_id, job_uuid, input_data, price_usdc, pay_to)
-                SELECT id, gen_random_uuid(), $2, $3, $4 FROM skills
+                SELECT id, gen_random_uuid(),
+                       (jsonb_populate_record(
+                           NULL::jobs, jsonb_build_object('input_data', $2::jsonb))).input_data,
+                       $3, $4
+                  FROM skills
                  WHERE coalesce(nullif(service_key, ''),
                                 lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1
                    AND is_active
                  ORDER BY id LIMIT 1
                 RETURNING id, job_uuid::text AS job_uuid, price_usdc, memo, unique_amount_units,
-                          expires_at
+                          expires_at::timestamptz AS expires_at
                 """,
                 service_key,
                 input_data,

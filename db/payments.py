@@ -27,11 +27,19 @@ from oncepaid.domain.payments import (
 
 DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[PaymentId, Decision]]
 
+# A transaction counts in one block only. In another one its logs may have other numbers, so that
+# no unique index would see it.
 _STORE_RANGE = """
-WITH moved AS (
+WITH elsewhere AS (
+    SELECT p.tx_hash FROM unnest($7::text[], $10::text[]) AS p (tx_hash, block_hash)
+      JOIN payments q ON q.chain_id = $1 AND q.tx_hash = p.tx_hash
+                     AND q.block_hash <> p.block_hash AND q.status <> 'orphaned'
+     LIMIT 1
+), moved AS (
     UPDATE chain_cursor
        SET block_number = $4, block_hash = $5, block_time = $6, updated_at = now()
      WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3
+       AND NOT EXISTS (SELECT FROM elsewhere)
  RETURNING 1
 ), stored AS (
     INSERT INTO payments (chain_id, tx_hash, log_index, block_number, block_hash, block_time,
@@ -49,19 +57,22 @@ WITH moved AS (
     ON CONFLICT (chain_id, block_hash, log_index) DO NOTHING
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM moved) AS moved, (SELECT count(*) FROM stored) AS stored
+SELECT (SELECT count(*) FROM moved) AS moved, (SELECT count(*) FROM stored) AS stored,
+       (SELECT tx_hash FROM elsewhere) AS elsewhere
 """
 
 _SEEN = """
 SELECT id, sender, recipient, amount_units, block_time, evidence, transfers_in_tx, tx_hash,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS waited_s
-  FROM payments WHERE status = 'seen' ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
+  FROM payments WHERE status = 'seen' AND chain_id = $2 ORDER BY id LIMIT $1
+   FOR UPDATE SKIP LOCKED
 """
 
 # Ordered, so that two transactions never wait for each other's jobs crosswise.
 _JOBS_NAMED = """
 SELECT id, job_uuid::text AS job_uuid, status, memo, price_usdc, pay_to,
-       CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount, expires_at
+       CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount,
+       coalesce(expires_at, 'infinity')::timestamptz AS expires_at
   FROM jobs
  WHERE memo = ANY($1::bytea[])
     OR (amount_is_held AND unique_amount_units = ANY($2::bigint[]))
@@ -93,9 +104,9 @@ _MATCHED = """
 SELECT id, job_id, block_number, block_hash, block_time, amount_units,
        sum(amount_units) OVER (PARTITION BY job_id) AS job_units
   FROM payments
- WHERE status = 'matched' AND job_id IN (
+ WHERE status = 'matched' AND chain_id = $3 AND job_id IN (
        SELECT DISTINCT job_id FROM payments
-        WHERE status = 'matched' AND job_id > $1 ORDER BY job_id LIMIT $2)
+        WHERE status = 'matched' AND chain_id = $3 AND job_id > $1 ORDER BY job_id LIMIT $2)
  ORDER BY job_id, id
 """
 
@@ -174,12 +185,14 @@ class PaymentStore:
         except asyncpg.UniqueViolationError as exc:
             raise InconsistentNode(f"a payment moved to another block: {exc.detail}") from exc
         assert row is not None
+        if row["elsewhere"] is not None:
+            raise InconsistentNode(f"transaction {row['elsewhere']} counts in another block")
         return StoredRange(moved=row["moved"] == 1, stored=row["stored"])
 
     async def decide_seen(self, decide_all: DecideAll, limit: int) -> list[DecidedPayment]:
         """Decide up to `limit` seen payments in one transaction, under locks on their jobs."""
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(_SEEN, limit)
+            rows = await connection.fetch(_SEEN, limit, self._chain_id)
             if not rows:
                 return []
             payments = [_seen_of(row) for row in rows]
@@ -200,7 +213,7 @@ class PaymentStore:
     async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]:
         """Return the matched payments of the next `limit` jobs above `after`, by job."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_MATCHED, after, limit)
+            rows = await connection.fetch(_MATCHED, after, limit, self._chain_id)
         return [_matched_of(row) for row in rows]
 
     async def credit(self, payments: Sequence[PaymentId]) -> list[CreditedPayment]:

@@ -25,7 +25,8 @@ CLOSE_TIMEOUT_S: Final = 3.0
 
 # SQLSTATE classes that say "not now": connection (08), rollback by conflict (40), resources
 # (53), operator intervention (57), system error (58). 25006 is a read-only server: a standby
-# that has not been promoted yet.
+# that has not been promoted yet, 0A000 as `InvalidCachedStatementError` a statement that was
+# prepared before a migration of somebody else.
 _PASSING: Final = ("08", "40", "53", "57", "58", "25006")
 
 
@@ -35,7 +36,8 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as exc:
-        if (exc.sqlstate or "").startswith(_PASSING):
+        is_outdated = isinstance(exc, asyncpg.InvalidCachedStatementError)
+        if is_outdated or (exc.sqlstate or "").startswith(_PASSING):
             raise DatabaseUnavailable(f"{type(exc).__name__}: {exc}") from exc
         raise
     except (asyncpg.InterfaceError, OSError, TimeoutError) as exc:
@@ -64,7 +66,8 @@ class Database:
         with translated_errors():
             pool = await asyncpg.create_pool(
                 url,
-                min_size=1,
+                # Warm ones for the stages of one process: opening a connection takes 10 ms.
+                min_size=min(4, size),
                 max_size=size,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=COMMAND_TIMEOUT_S,

@@ -24,7 +24,7 @@ _WORD: Final = 32
 _MARKER: Final = bytes.fromhex("8021" * 8)
 _MAX_SUFFIXES: Final = 8
 _MAX_CBOR_BYTES: Final = 1024
-"""A map of 64 KiB can keep the decoder busy for a third of a second; real ones have some 20 bytes."""
+"""Real ones have some 20 bytes; one of 64 KiB keeps the decoder busy for a third of a second."""
 _CODES: Final = re.compile(rb"[a-z0-9_]+(,[a-z0-9_]+)*\Z")
 
 

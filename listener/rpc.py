@@ -4,7 +4,8 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -94,7 +95,7 @@ class HttpRpc:
         self._verified: set[int] = set()
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(MAX_PARALLEL_REQUESTS)
-        self._batch_limit = MAX_BATCH
+        self._batch_limits = [MAX_BATCH for _ in urls]
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -116,19 +117,34 @@ class HttpRpc:
     async def verify(self) -> None:
         """Check the endpoint in use, unless that was done.
 
-        Raises `BadSetting` for another chain or a token without code, `NodeUnavailable` else.
+        Raises `BadSetting` for another chain or a token without code, `NodeUnavailable` else; in
+        each case the next endpoint is in use after it.
         """
         index = self._current
+        with self._left_if_bad(index):
+            await self._verify(index)
+
+    def distrust(self) -> None:
+        """Put the next endpoint in use: the answers of this one contradict each other."""
+        self._current = (self._current + 1) % len(self._urls)
+
+    @contextmanager
+    def _left_if_bad(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except (NodeUnavailable, InconsistentNode, BadSetting):
+            if self._current == index:
+                self.distrust()
+            raise
+
+    async def _verify(self, index: int) -> None:
         if index in self._verified:
             return
         calls = [
             Call(method="eth_chainId"),
             Call(method="eth_getCode", params=(self._token, "latest")),
         ]
-        answers = await self._post(index, calls)
-        for call, answer in zip(calls, answers, strict=True):
-            if isinstance(answer, CallError):
-                raise error_of(call, answer)
+        answers = await self._in_batches(index, calls)
         chain_id, code = quantity(answers[0]), answers[1]
         where = label_of(self._urls[index])
         if chain_id != self._chain_id:
@@ -150,16 +166,12 @@ class HttpRpc:
         the latter the next endpoint is in use.
         """
         index = self._current
-        try:
-            await self.verify()
+        with self._left_if_bad(index):
+            await self._verify(index)
             return await self._in_batches(index, calls)
-        except (NodeUnavailable, InconsistentNode, BadSetting):
-            if self._current == index:
-                self._current = (index + 1) % len(self._urls)
-            raise
 
     async def _in_batches(self, index: int, calls: Sequence[Call]) -> list[Json]:
-        limit = self._batch_limit
+        limit = self._batch_limits[index]
         parts = [calls[at : at + limit] for at in range(0, len(calls), limit)]
         try:
             if len(parts) == 1:
@@ -169,7 +181,7 @@ class HttpRpc:
         except* BatchRefused as refused:
             if limit == 1:
                 raise NodeUnavailable(str(refused.exceptions[0])) from refused
-            self._batch_limit = min(self._batch_limit, max(1, limit // 2))
+            self._batch_limits[index] = min(self._batch_limits[index], max(1, limit // 2))
         except* (NodeUnavailable, RangeRefused, InconsistentNode) as group_error:
             raise group_error.exceptions[0] from None
         else:
@@ -245,7 +257,13 @@ def _results_of(ids: Sequence[int], calls: Sequence[Call], answer: Json) -> list
             raise BatchRefused(error.message)
         raise error_of(Call(method="batch"), error)
     entries = answer if isinstance(answer, list) else [answer]
-    by_id: dict[Json, Json] = {e.get("id"): e for e in entries if isinstance(e, dict)}
+    by_id = {
+        entry["id"]: entry
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+    }
+    if len(by_id) < len(ids):
+        _raise_if_batch_refused(by_id.values())
     results = []
     for id_, call in zip(ids, calls, strict=True):
         entry = by_id.get(id_)
@@ -256,6 +274,14 @@ def _results_of(ids: Sequence[int], calls: Sequence[Call], answer: Json) -> list
         failed = entry.get("error") is not None
         results.append(_error_in(entry["error"]) if failed else entry.get("result"))
     return results
+
+
+def _raise_if_batch_refused(entries: Iterable[Mapping[str, Json]]) -> None:
+    """Geth answers a batch that is too long with a list of one error, in its first call's name."""
+    for entry in entries:
+        error = _error_in(entry.get("error"))
+        if error.code in _BATCH_CODES or _LIMIT_TEXT.search(error.message):
+            raise BatchRefused(error.message)
 
 
 def _error_in(error: Json) -> CallError:
@@ -275,12 +301,16 @@ class ChainReader:
 
     async def header(self, block: int | str) -> Header | None:
         """Return the header of a number or a tag (`latest`, `safe`, `finalized`)."""
-        return decode_header(await self._rpc.call("eth_getBlockByNumber", _block(block), False))
+        return (await self.headers([block]))[0]
 
     async def headers(self, blocks: Sequence[int | str]) -> list[Header | None]:
         """Return several headers, in order, in one batch."""
-        calls = [header_call(block) for block in blocks]
-        return [decode_header(value) for value in await self._rpc.call_all(calls)]
+        values = await self._rpc.call_all([header_call(block) for block in blocks])
+        headers = [decode_header(value) for value in values]
+        for block, header in zip(blocks, headers, strict=True):
+            if isinstance(block, int) and header is not None and header.number != block:
+                raise InconsistentNode(f"block {header.number} came instead of block {block}")
+        return headers
 
     async def hashes(self, numbers: Sequence[int]) -> dict[int, BlockHash | None]:
         """Return the hashes that now stand at these heights; None where the node has no block."""

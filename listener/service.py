@@ -255,6 +255,10 @@ class Listener:
         if header is None or not is_end_sound(end, header):
             raise InconsistentNode(f"block {end.number} changed while its range was read")
         blocks = {transfer.tx_hash: transfer.block for transfer in transfers}
+        if any(t.block.number == end.number and t.block != end for t in transfers):
+            raise InconsistentNode(
+                f"a log of block {end.number} is of another block than its range"
+            )
         transactions = {}
         for tx_hash, value in zip(hashes, values, strict=True):
             transaction = decode_transaction(value)

@@ -187,8 +187,8 @@ async def database_of(settings: Settings, *, migrated: bool = True) -> AsyncIter
 
 def main() -> None:
     """The `oncepaid` command."""
-    from oncepaid.commands import check, jobs, payments, status
+    from oncepaid.commands import check, demo, jobs, payments, status
 
-    for module in (check, jobs, payments, status):
+    for module in (check, demo, jobs, payments, status):
         module.register(app)
     app()

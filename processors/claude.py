@@ -7,16 +7,20 @@ an answer is cut off (measured with anthropic 2.12).
 
 import asyncio
 import json
+import re
 from typing import Any, Final, Self
 
 import anthropic
 from anthropic.types import Message
 
 from oncepaid.domain.generation import AttemptResult, ModelAnswer, Outcome, judge_answer
+from oncepaid.domain.text import storable_text
 from processors.services import Service
 
 MAX_RETRY_AFTER_S: Final = 3600.0
 MODEL_CHECK_TIMEOUT_S: Final = 10.0
+MAX_TOKENS_TOLD: Final = 10**8
+"""A larger count is none; the database's columns end at 2^31."""
 
 _BY_STATUS: Final = {
     400: Outcome.REQUEST_REJECTED,
@@ -32,6 +36,18 @@ _BY_STATUS: Final = {
     429: Outcome.RATE_LIMITED,
     529: Outcome.OVERLOADED,
 }
+# What is wrong with the account comes as HTTP 400 too: newer causes by code, an empty balance and
+# a monthly limit by their words alone. No job may fail for it.
+_ACCOUNT_CODES: Final = frozenset(
+    {
+        "cmek_key_disabled",
+        "cmek_key_network_blocked",
+        "organization_on_hold",
+        "organization_type_not_supported",
+        "parent_organization_required",
+    }
+)
+_ACCOUNT_TEXT: Final = re.compile(r"credit balance|usage limits", re.IGNORECASE)
 _MESSAGES: Final = {
     Outcome.REQUEST_REJECTED: "the request was rejected",
     Outcome.NOT_AUTHORIZED: "the service is not available at the moment",
@@ -69,8 +85,8 @@ class Claude:
             return _ended(Outcome.NO_CONNECTION, service)
         except anthropic.APIStatusError as exc:
             return _of_status_error(exc, service)
-        except (anthropic.AnthropicError, json.JSONDecodeError, ValueError, TypeError):
-            # A body that is not JSON comes as a bare JSONDecodeError.
+        except (anthropic.AnthropicError, ValueError, TypeError, RecursionError):
+            # A body that is not JSON comes as a bare JSONDecodeError, a `ValueError`.
             return _ended(Outcome.UNREADABLE, service)
         answer = _answer_of(reply)
         if answer is None:
@@ -110,37 +126,57 @@ def _request_of(service: Service, prompt: str) -> dict[str, Any]:
 
 
 def _answer_of(reply: object) -> ModelAnswer | None:
-    """Return the reply's facts, or None: the SDK passes an HTML page or `{}` on as a success."""
+    """Return the reply's facts, or None: the SDK passes an HTML page or `{}` on as a success.
+
+    It checks no type inside a reply either: whatever stood in the JSON stands in the fields.
+    """
     if not isinstance(reply, Message) or not isinstance(reply.content, list):
         return None
-    usage = reply.usage
-    counts = (getattr(usage, "input_tokens", None), getattr(usage, "output_tokens", None))
-    if not all(isinstance(count, int) for count in counts) or not isinstance(reply.model, str):
+    tokens, model = _tokens_of(reply.usage), _text_of(reply.model)
+    if tokens is None or model is None:
         return None
     # Thinking blocks may come first; the answer is in the text blocks, wherever they stand.
-    texts = [block.text for block in reply.content if block.type == "text"]
-    details = reply.stop_details
+    texts = [
+        getattr(block, "text", None)
+        for block in reply.content
+        if getattr(block, "type", None) == "text"
+    ]
     return ModelAnswer(
         text="".join(text for text in texts if isinstance(text, str)),
-        stop_reason=reply.stop_reason,
-        explanation=details.explanation if details else None,
-        model=reply.model,
+        stop_reason=_text_of(reply.stop_reason),
+        explanation=_text_of(getattr(reply.stop_details, "explanation", None)),
+        model=model,
         request_id=reply._request_id,
-        input_tokens=_input_tokens(usage),
-        output_tokens=usage.output_tokens,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
     )
 
 
-def _input_tokens(usage: anthropic.types.Usage) -> int:
-    """All input, cached or not: `input_tokens` alone leaves out what the cache held."""
-    cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-    return usage.input_tokens + cached
+def _text_of(value: object) -> str | None:
+    return storable_text(value) if isinstance(value, str) else None
+
+
+def _tokens_of(usage: object) -> tuple[int, int] | None:
+    """Return the input, cached or not, and the output; None where one of them is no count.
+
+    `input_tokens` alone leaves out what the cache held.
+    """
+    fields = ("input_tokens", "output_tokens")
+    cached = ("cache_creation_input_tokens", "cache_read_input_tokens")
+    counts: list[Any] = [getattr(usage, name, None) for name in fields]
+    counts += [getattr(usage, name, None) or 0 for name in cached]
+    if not all(isinstance(count, int) and 0 <= count <= MAX_TOKENS_TOLD for count in counts):
+        return None
+    told, output, created, read = counts
+    return told + created + read, output
 
 
 def _of_status_error(exc: anthropic.APIStatusError, service: Service) -> AttemptResult:
     outcome = _BY_STATUS.get(exc.status_code, Outcome.SERVER_ERROR)
     if exc.status_code == 200:
         outcome = Outcome.UNREADABLE
+    elif exc.status_code == 400 and _is_about_account(exc):
+        outcome = Outcome.NOT_AUTHORIZED
     return AttemptResult(
         outcome=outcome,
         message=f"{_MESSAGES[outcome]} (HTTP {exc.status_code})",
@@ -148,6 +184,10 @@ def _of_status_error(exc: anthropic.APIStatusError, service: Service) -> Attempt
         request_id=exc.request_id,
         retry_after_s=_retry_after_s(exc.response.headers.get("retry-after")),
     )
+
+
+def _is_about_account(exc: anthropic.APIStatusError) -> bool:
+    return exc.error_code in _ACCOUNT_CODES or bool(_ACCOUNT_TEXT.search(str(exc.api_message)))
 
 
 def _retry_after_s(header: str | None) -> float | None:

@@ -74,7 +74,7 @@ class Generator:
         self._is_over_budget = False
 
     async def step(self) -> bool:
-        """Claim as many jobs as there are free places; True when all places were filled."""
+        """Claim as many jobs as there are free places; `announce` tells when to come again."""
         free = self._concurrency - len(self._running)
         if free <= 0 or await self._budget_is_spent():
             return False
@@ -144,9 +144,7 @@ class Generator:
         except Exception as exc:
             # A bug of ours must not leave the job in the air: it ends as an outcome too.
             log.exception("generation.bug", job_uuid=job.uuid)
-            result = AttemptResult(
-                outcome=Outcome.UNREADABLE, message=f"internal error: {type(exc).__name__}"
-            )
+            result = _internal_error(exc)
         self._count(job, result, loop.time() - started)
         await self._store(job, result)
 
@@ -173,6 +171,7 @@ class Generator:
 
     async def _store(self, job: ClaimedJob, result: AttemptResult) -> None:
         """Store the result, however long the database is away: the answer is paid for."""
+        is_reduced = False
         while True:
             try:
                 if not await self._work.record_if_leased(job.attempt, result):
@@ -181,6 +180,12 @@ class Generator:
             except Retryable as exc:
                 log.warning("generation.store_failed", job_uuid=job.uuid, error=str(exc))
                 await asyncio.sleep(STORE_RETRY_S)
+            except Exception as exc:
+                # Waiting for the lease to run out would only ask and pay again.
+                log.exception("generation.bug", job_uuid=job.uuid)
+                if is_reduced:
+                    return
+                result, is_reduced = _internal_error(exc, result), True
 
     def _count(self, job: ClaimedJob, result: AttemptResult, took_s: float) -> None:
         service = label_of(job.service_key, self._services)
@@ -200,3 +205,12 @@ class Generator:
             self._metrics.claude_tokens.labels(model=model, kind=kind).inc(count or 0)
         self._metrics.claude_cost_usd.labels(service=service).inc(float(result.cost_usd or 0))
         self._metrics.observe_stage("generated", took_s)
+
+
+def _internal_error(exc: Exception, spent: AttemptResult | None = None) -> AttemptResult:
+    """Return the end of an attempt that a bug of ours spoiled; what it cost stays counted."""
+    return AttemptResult(
+        outcome=Outcome.UNREADABLE,
+        message=f"internal error: {type(exc).__name__}",
+        cost_usd=spent.cost_usd if spent else None,
+    )

@@ -14,12 +14,20 @@ CREATE TABLE IF NOT EXISTS skills (
     created_at     timestamptz NOT NULL DEFAULT now()
 );
 
-ALTER TABLE skills ADD COLUMN IF NOT EXISTS service_key text;
-
--- The same rule as oncepaid.domain.jobs.service_key_of.
-UPDATE skills
-   SET service_key = lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))
- WHERE service_key IS NULL;
+-- The same rule as oncepaid.domain.jobs.service_key_of. Filled by a change of type, because an
+-- UPDATE would fire a hub's triggers, and they would note a change in every row.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'skills'::regclass
+                  AND attname = 'service_key' AND NOT attisdropped) THEN
+        UPDATE skills SET service_key = lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))
+         WHERE service_key IS NULL;
+    ELSE
+        ALTER TABLE skills ADD COLUMN service_key text;
+        ALTER TABLE skills ALTER COLUMN service_key TYPE text
+            USING lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'));
+    END IF;
+END $$;
 
 -- What a trigger needs to know of the daemon's settings. One row; the daemon writes it at start.
 CREATE TABLE payment_terms (
@@ -49,7 +57,8 @@ DECLARE
     old record;
 BEGIN
     FOR old IN
-        SELECT c.conname, pg_get_expr(c.conbin, c.conrelid) AS expression
+        SELECT c.conname, pg_get_expr(c.conbin, c.conrelid) AS expression,
+               CASE WHEN c.convalidated THEN '' ELSE 'NOT VALID' END AS validity
           FROM pg_constraint c
           JOIN pg_attribute a ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]
          WHERE c.conrelid = 'jobs'::regclass AND c.contype = 'c' AND a.attname = 'status'
@@ -57,23 +66,31 @@ BEGIN
         EXECUTE format('ALTER TABLE jobs DROP CONSTRAINT %I', old.conname);
         EXECUTE format(
             'ALTER TABLE jobs ADD CONSTRAINT %I CHECK ((%s) OR status IN (''pending'', ''paid'', '
-            '''in_progress'', ''completed'', ''failed'', ''delivered'', ''disputed'', ''refunded''))',
-            old.conname, old.expression);
+            '''in_progress'', ''completed'', ''failed'', ''delivered'', ''disputed'', ''refunded'')) %s',
+            old.conname, old.expression, old.validity);
     END LOOP;
 END $$;
 
--- A price in a narrower numeric would be rounded on INSERT; widening changes no value.
+-- A price in a narrower numeric would be rounded on INSERT; widening changes no value. Where a view
+-- or a trigger of the hub depends on the column, PostgreSQL refuses: the hub's precision stays.
 DO $$
 DECLARE
     price record;
 BEGIN
-    SELECT numeric_precision, numeric_scale INTO price FROM information_schema.columns
-     WHERE table_schema = current_schema() AND table_name = 'jobs' AND column_name = 'price_usdc'
-       AND data_type = 'numeric';
-    IF price.numeric_scale < 6 THEN
-        EXECUTE format('ALTER TABLE jobs ALTER COLUMN price_usdc TYPE numeric(%s, 6)',
-                       greatest(20, price.numeric_precision + 6 - price.numeric_scale));
-    END IF;
+    FOR price IN
+        SELECT table_name, numeric_precision, numeric_scale FROM information_schema.columns
+         WHERE table_schema = current_schema() AND table_name IN ('jobs', 'skills')
+           AND column_name = 'price_usdc' AND data_type = 'numeric' AND numeric_scale < 6
+    LOOP
+        BEGIN
+            EXECUTE format('ALTER TABLE %I ALTER COLUMN price_usdc TYPE numeric(%s, 6)',
+                           price.table_name,
+                           greatest(20, price.numeric_precision + 6 - price.numeric_scale));
+        EXCEPTION WHEN feature_not_supported THEN
+            RAISE WARNING '%.price_usdc keeps % decimals: %',
+                price.table_name, price.numeric_scale, SQLERRM;
+        END;
+    END LOOP;
 END $$;
 
 -- 16 random bytes. gen_random_uuid() is a strong source but fixes 6 of its bits, so two are hashed.
@@ -91,10 +108,17 @@ ALTER TABLE jobs ADD COLUMN IF NOT EXISTS paid_at timestamptz;
 ALTER TABLE jobs ADD COLUMN IF NOT EXISTS pay_to text;
 ALTER TABLE jobs ADD COLUMN memo bytea NOT NULL DEFAULT oncepaid_random_memo();
 ALTER TABLE jobs ADD COLUMN unique_amount_units bigint;
--- Rows that a hub left behind get a fresh day: whoever waits to pay one still can.
-ALTER TABLE jobs ADD COLUMN IF NOT EXISTS expires_at timestamptz;
-UPDATE jobs SET expires_at = now() + interval '24 hours' WHERE expires_at IS NULL;
-ALTER TABLE jobs ALTER COLUMN expires_at SET NOT NULL;
+-- Rows that a hub left behind get a fresh day: whoever waits to pay one still can. A column that
+-- the hub has by this name stays as it is; a null in it is a job that does not expire.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'jobs'::regclass
+                      AND attname = 'expires_at' AND NOT attisdropped) THEN
+        ALTER TABLE jobs
+            ADD COLUMN expires_at timestamptz NOT NULL DEFAULT now() + interval '24 hours';
+        ALTER TABLE jobs ALTER COLUMN expires_at DROP DEFAULT;
+    END IF;
+END $$;
 ALTER TABLE jobs ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
 
 -- Whether the unique amount is still reserved: no other job may wait for it. Released only when

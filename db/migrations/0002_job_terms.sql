@@ -2,8 +2,8 @@
 
 -- Draws a random free amount of price + 1 … 9,999 millionths, or NULL when the slots are crowded.
 -- Concurrent transactions cannot see each other's draws, so each draw also takes a lock on its
--- bucket of a hundred amounts until the transaction ends; few buckets keep a bulk INSERT's lock
--- table small. Without a bucket the unique index still decides.
+-- bucket of amounts until the transaction ends. There are 1,024 buckets, because a bulk INSERT of
+-- many prices must not fill the server's lock table, and 100 in a row for the amounts of one price.
 CREATE FUNCTION oncepaid_draw_amount(price_units bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     drawn bigint;
@@ -18,7 +18,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE FUNCTION oncepaid_fill_job_terms() RETURNS trigger LANGUAGE plpgsql AS $$
+-- In UTC, as our own sessions are: a hub's `expires_at` may be without a time zone.
+CREATE FUNCTION oncepaid_fill_job_terms() RETURNS trigger LANGUAGE plpgsql SET timezone TO 'UTC' AS $$
 DECLARE
     terms payment_terms%ROWTYPE;
 BEGIN

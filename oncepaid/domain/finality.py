@@ -88,7 +88,8 @@ def is_final_enough(
         case Included():
             return True
         case Aged(age=age):
-            return heads.latest_time is not None and heads.latest_time >= block_time + age
+            # A difference cannot overflow; a block's time is clamped to the last that there is.
+            return heads.latest_time is not None and heads.latest_time - block_time >= age
         case Safe():
             return heads.safe_number is not None and block_number <= heads.safe_number
         case Finalized():

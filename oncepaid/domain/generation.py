@@ -188,7 +188,7 @@ def judge_answer(answer: ModelAnswer, validate: Validator | None) -> AttemptResu
     ) -> AttemptResult:
         return AttemptResult(
             outcome=outcome,
-            message=message,
+            message=storable_text(message),
             output=output,
             model=answer.model,
             stop_reason=answer.stop_reason,
@@ -220,7 +220,7 @@ def judge_answer(answer: ModelAnswer, validate: Validator | None) -> AttemptResu
 
 MAX_OPENINGS: Final = 200
 """How many `{` of a prose answer are tried as the start of the object."""
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[a-zA-Z]*[^\S\n]*\n(.*?)```", re.DOTALL)
 
 
 def extract_object(text: str) -> dict[str, Any] | None:

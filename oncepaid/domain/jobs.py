@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Any, Final, NewType
 
 from oncepaid.domain.chain import Address
 from oncepaid.domain.memo import Memo
@@ -137,16 +137,21 @@ def prompt_of(input_json: str | None, input_bytes: int) -> Prompt | PromptRefuse
         value = json.loads(input_json or "null")
     except (ValueError, RecursionError):
         return PromptRefused(message="the input is not readable JSON")
-    chosen = (
-        value.get("prompt") or value.get("input") or value if isinstance(value, dict) else value
-    )
+    chosen = _chosen(value) if isinstance(value, dict) else value
     if not chosen:
         return PromptRefused(message="the job has no input")
-    text = storable_text(chosen if isinstance(chosen, str) else json.dumps(chosen))
+    as_text = chosen if isinstance(chosen, str) else json.dumps(chosen, ensure_ascii=False)
+    text = storable_text(as_text)
     if not text.strip():
         return PromptRefused(message="the job has no input")
     size = len(text.encode())
     return _too_long(size) if size > MAX_PROMPT_BYTES else Prompt(text=text)
+
+
+def _chosen(value: dict[str, Any]) -> object:
+    """The hub's rule: the prompt, else the input, else all of it; None where all of it is empty."""
+    others = [item for key, item in value.items() if key not in ("prompt", "input")]
+    return value.get("prompt") or value.get("input") or (value if any(others) else None)
 
 
 def _too_long(size: int) -> PromptRefused:

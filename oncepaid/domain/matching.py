@@ -98,10 +98,15 @@ class OpenJobs:
 def decide_all(
     payments: Sequence[SeenPayment], jobs: Collection[JobTerms], rules: MatchingRules
 ) -> dict[PaymentId, Decision]:
-    """Decide a batch of payments, in the order given, against the jobs that they speak of."""
+    """Decide a batch of payments, in the order given, against the jobs that they speak of.
+
+    A payment that is listed twice is decided once.
+    """
     open_jobs = OpenJobs(jobs)
     decisions: dict[PaymentId, Decision] = {}
     for payment in payments:
+        if payment.id in decisions:
+            continue
         decision = decide(payment, open_jobs, rules)
         open_jobs.apply(payment, decision)
         decisions[payment.id] = decision
@@ -174,7 +179,8 @@ def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reaso
         return Reason.JOB_NOT_PAYABLE
     if not job.is_pending or job.covered >= job.price:
         return Reason.DUPLICATE
-    if payment.block_time > job.expires_at + rules.late_grace:
+    # A difference cannot overflow; a host may store an expiry of `infinity`.
+    if payment.block_time - job.expires_at > rules.late_grace:
         return Reason.LATE
     return None
 

@@ -1,0 +1,77 @@
+"""A way to a PostgreSQL server over its Unix socket that can be cut and opened again."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+SOCKET_NAME = ".s.PGSQL.5432"
+
+
+class DatabaseProxy:
+    """Passes bytes on while it is open; refuses and drops connections while it is cut."""
+
+    def __init__(self, server_socket: Path, url: str) -> None:
+        self.url = url
+        self.refused = asyncio.Event()
+        """Set when a connection was refused since the last `cut`."""
+        self._server_socket = server_socket
+        self._is_cut = False
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def cut(self) -> None:
+        """Drop all connections and take no new ones."""
+        self._is_cut = True
+        self.refused.clear()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def restore(self) -> None:
+        """Take connections again."""
+        self._is_cut = False
+
+    async def serve_client(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass one connection on until either side ends it."""
+        if self._is_cut:
+            writer.transport.abort()
+            self.refused.set()
+            return
+        from_server, to_server = await asyncio.open_unix_connection(self._server_socket)
+        self._writers |= {writer, to_server}
+        try:
+            await asyncio.gather(_pump(reader, to_server), _pump(from_server, writer))
+        finally:
+            for one in (writer, to_server):
+                self._writers.discard(one)
+                one.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    writer.close()
+
+
+@asynccontextmanager
+async def start_database_proxy(url: str) -> AsyncIterator[DatabaseProxy]:
+    """Put a proxy before the server of a URL with a Unix socket, until the block ends."""
+    parts = urlsplit(url)
+    folder = parse_qs(parts.query)["host"][0]
+    with tempfile.TemporaryDirectory(prefix="oncepaid-proxy-") as own_folder:
+        own_url = urlunsplit(parts._replace(query=f"host={own_folder}"))
+        proxy = DatabaseProxy(Path(folder) / SOCKET_NAME, own_url)
+        server = await asyncio.start_unix_server(proxy.serve_client, Path(own_folder) / SOCKET_NAME)
+        try:
+            yield proxy
+        finally:
+            server.close()
+            proxy.cut()
+            await server.wait_closed()
