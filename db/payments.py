@@ -68,11 +68,13 @@ SELECT id, sender, recipient, amount_units, block_time, evidence, transfers_in_t
    FOR UPDATE SKIP LOCKED
 """
 
-# Ordered, so that two transactions never wait for each other's jobs crosswise.
+# Ordered, so that two transactions never wait for each other's jobs crosswise. The expiry is cut to
+# what `datetime` can hold: a host may store `infinity`, or null in a column of its own.
 _JOBS_NAMED = """
 SELECT id, job_uuid::text AS job_uuid, status, memo, price_usdc, pay_to,
        CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount,
-       coalesce(expires_at, 'infinity')::timestamptz AS expires_at
+       least(greatest(coalesce(expires_at, 'infinity'), '0001-01-02 UTC'), '9999-12-30 UTC')
+           ::timestamptz AS expires_at
   FROM jobs
  WHERE memo = ANY($1::bytea[])
     OR (amount_is_held AND unique_amount_units = ANY($2::bigint[]))

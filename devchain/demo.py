@@ -9,14 +9,12 @@ from pathlib import Path
 
 import aiohttp
 
-from db.embedded import EmbeddedPostgres
 from db.pool import Database
 from db.reports import Reports
 from devchain.demo_daemon import (
     CONFIG,
     KEPT_FOLDER,
     LOG,
-    POSTGRES,
     DemoDaemon,
     DemoFailed,
     demo_folder,
@@ -67,11 +65,7 @@ async def run_demo(*, keep: bool) -> int:
     if problems:
         view.failed(problems, log)
         return 1
-    if keep:
-        view.say(f"All stopped. Database and log are in {KEPT_FOLDER} until the next demo.")
-    else:
-        _say_how_it_ended(view, time.monotonic() - started_s)
-        view.say("All is stopped and removed. To play on: make demo ARGS=--keep")
+    _say_goodbye(view, keep, time.monotonic() - started_s)
     return 0
 
 
@@ -89,7 +83,8 @@ async def _stage(view: View, folder: Path, api_key: str | None) -> AsyncIterator
         config = write_config(folder, chain)
         with view.waiting("starting the daemon"):
             daemon = await stack.enter_async_context(start_daemon(config, api_key=api_key))
-            database = await _open(stack, folder)
+            database = await Database.connect(daemon.database_url, size=2)
+            stack.push_async_callback(database.close)
         stage = Stage(
             view=view,
             config=config,
@@ -101,15 +96,6 @@ async def _stage(view: View, folder: Path, api_key: str | None) -> AsyncIterator
         )
         await _say_what_runs(stage)
         yield stage
-
-
-async def _open(stack: AsyncExitStack, folder: Path) -> Database:
-    """Join the daemon's server. Blocks a moment, so that cancelling finds nothing half done."""
-    server = EmbeddedPostgres(f"embedded:{folder / POSTGRES}")
-    stack.callback(server.close)
-    database = await Database.connect(server.start(), size=2)
-    stack.push_async_callback(database.close)
-    return database
 
 
 async def _say_what_runs(stage: Stage) -> None:
@@ -133,6 +119,14 @@ async def _say_what_runs(stage: Stage) -> None:
 def _say_how_it_ended(view: View, total_s: float) -> None:
     view.heading("All as it should be")
     view.say(f"{len(SCENES)} jobs completed, 1 payment unmatched (no_memo), in {total_s:.1f} s.")
+
+
+def _say_goodbye(view: View, keep: bool, total_s: float) -> None:
+    if keep:
+        view.say(f"\nAll stopped. Database and log are in {KEPT_FOLDER} until the next demo.")
+        return
+    _say_how_it_ended(view, total_s)
+    view.say("All is stopped and removed. To play on: make demo ARGS=--keep")
 
 
 async def _play_on(stage: Stage) -> None:

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from devchain.processes import LOOPBACK
 from devchain.stack import Stack
@@ -108,6 +109,7 @@ class DemoDaemon:
 
     process: asyncio.subprocess.Process
     http_url: str
+    database_url: str
     ready_after_s: float
 
     async def until(
@@ -152,6 +154,7 @@ async def start_daemon(config: Path, *, api_key: str | None) -> AsyncIterator[De
         yield DemoDaemon(
             process=process,
             http_url=f"http://{LOOPBACK}:{starting['http_port']}",
+            database_url=_database_url(config.with_name(POSTGRES)),
             ready_after_s=time.monotonic() - started_s,
         )
         code = await _stop(process)
@@ -207,6 +210,15 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
     except TimeoutError:
         process.kill()
         return await process.wait()
+
+
+def _database_url(data: Path) -> str:
+    """Return the address of the daemon's server, which stays the daemon's to stop.
+
+    The lines of postmaster.pid: PostgreSQL's documentation, "Database File Layout".
+    """
+    _, _, _, port, socket_folder, *_ = (data / "postmaster.pid").read_text().splitlines()
+    return f"postgresql://postgres@/postgres?host={quote(socket_folder)}&port={port}"
 
 
 async def _stop_postgres(data: Path) -> None:

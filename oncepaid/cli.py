@@ -18,7 +18,8 @@ from db.pool import Database
 from oncepaid import __version__
 from oncepaid.domain.errors import BadSetting, OncepaidError, Permanent
 from oncepaid.logs import configure_logging
-from oncepaid.settings import Settings, load_settings
+from oncepaid.setting_sources import load_settings
+from oncepaid.settings import Settings
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_SETTING: Final = 2

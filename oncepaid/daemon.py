@@ -93,10 +93,10 @@ async def run_daemon(settings: Settings, role: Role) -> None:
                 stages.start_work(group)
                 stack.push_async_callback(stages.stop_work)
             await driver.until_done("node", rpc.verify)
+            await stages.start_chain(group, role)
             health.started("node")
             log.info("daemon.ready", endpoint=rpc.endpoint)
             sdnotify.notify("READY=1")
-            stages.start_chain(group, role)
 
 
 def _require(settings: Settings, role: Role) -> None:
@@ -194,8 +194,11 @@ class Stages:
             self._driver.drive("sweep", self._sweep, bell=Bell(), poll_s=SWEEP_S), name="sweep"
         )
 
-    def start_chain(self, group: asyncio.TaskGroup, role: Role) -> None:
-        """Start what talks to a node: listening and settling."""
+    async def start_chain(self, group: asyncio.TaskGroup, role: Role) -> None:
+        """Start what talks to a node: listening and settling.
+
+        Returns when the cursor is there: a payment after that will be found.
+        """
         chain = self._settings.chain
         if role in (Role.WORKER, Role.ALL):
             settler = Settler(
@@ -216,6 +219,7 @@ class Stages:
             listener = Listener(
                 self._rpc, self._cursor, self._ledger, watch=watch, metrics=self._metrics
             )
+            await self._driver.until_done("cursor", listener.prepare)
             self._drive(group, "listen", listener.step, chain.poll_interval_s, then="match")
             if chain.ws_urls:
                 group.create_task(self._subscription(listener, watch).run(), name="subscription")

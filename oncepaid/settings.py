@@ -1,16 +1,12 @@
-"""Settings: frozen data with bounds. Defaults < TOML file < environment < credentials folder.
+"""Settings: frozen data with bounds, checked with a sentence that an operator can act on.
 
-Nothing is opened or built here but the file itself. Every problem is a `BadSetting`: one line that
-names the key and never shows a value that could be a secret.
+Data only: nothing is opened or built here, and no message shows a value that could be a secret.
 """
 
 import json
-import os
-import tomllib
-from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from eth_utils.address import is_checksum_address
@@ -21,20 +17,16 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from oncepaid.domain.chain import Address, parse_address
-from oncepaid.domain.errors import BadSetting
 from oncepaid.domain.finality import Requirement, Tier, parse_requirement
 from oncepaid.domain.money import Units, parse_usdc
 
@@ -43,13 +35,6 @@ BASE_CHAIN_ID: Final = 8453
 BASE_USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 """Circle, "USDC contract addresses", Base mainnet."""
 ANY_RECIPIENT: Final = "*"
-DEFAULT_PATHS: Final = (Path("oncepaid.toml"), Path("/etc/oncepaid/config.toml"))
-CREDENTIALS: Final = {
-    "anthropic_api_key": ("claude", "api_key"),
-    "database_url": ("database", "url"),
-    "webhook_secret": ("webhooks", "secret"),
-}
-"""Files in `$CREDENTIALS_DIRECTORY` (systemd's LoadCredential) and the keys that they set."""
 
 
 def _split(value: object) -> object:
@@ -65,10 +50,11 @@ def _split(value: object) -> object:
 
 
 def _known_address(text: str) -> Address:
+    address = parse_address(text)
     digits = text[2:]
     if digits not in (digits.lower(), digits.upper()) and not is_checksum_address(text):
         raise ValueError(f"{text} has a wrong EIP-55 checksum: a digit was mistyped")
-    return parse_address(text)
+    return address
 
 
 def _url_of(schemes: tuple[str, ...]) -> AfterValidator:
@@ -128,7 +114,11 @@ class ChainSettings(_Section):
     @field_validator("start_block", mode="before")
     @classmethod
     def _number_from_environment(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+        if value != "latest" and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError('must be "latest" or a block number')
+        return value
 
     @property
     def watched(self) -> frozenset[Address] | None:
@@ -300,92 +290,3 @@ class Settings(BaseSettings):
             if not key.isascii() or not key.isalnum() or key != key.lower():
                 raise ValueError(f"{key!r}: a service key has lower-case letters and digits only")
         return value
-
-
-class _CredentialsSource(PydanticBaseSettingsSource):
-    """The files of `$CREDENTIALS_DIRECTORY`, each one value; a trailing newline is cut off."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        found: dict[str, Any] = {}
-        for name, (section, key) in CREDENTIALS.items() if folder else ():
-            path = Path(str(folder)) / name
-            if path.is_file():
-                text = path.read_text(encoding="utf-8").strip()
-                found.setdefault(section, {})[key] = text
-        return found
-
-
-def load_settings(path: Path | None) -> Settings:
-    """Read and check all settings. Raises `BadSetting`.
-
-    `path` None takes the first of `DEFAULT_PATHS` that exists, or none.
-    """
-    file = path or next((known for known in DEFAULT_PATHS if known.is_file()), None)
-    if file is not None and not file.is_file():
-        raise BadSetting("--config", f"there is no file {file}")
-    _check_environment(os.environ)
-
-    class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources = (_CredentialsSource(settings_cls), env_settings)
-            return (*sources, TomlConfigSettingsSource(settings_cls, file)) if file else sources
-
-    try:
-        settings: Settings = FromFile()
-    except tomllib.TOMLDecodeError as exc:
-        raise BadSetting(str(file), f"is not valid TOML: {exc}") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise BadSetting(str(file), f"cannot be read: {exc}") from exc
-    except ValidationError as exc:
-        raise _bad_setting_of(exc) from None
-    return _with_absolute_files(settings, file)
-
-
-def _check_environment(environment: Mapping[str, str]) -> None:
-    for name in environment:
-        if name.upper().startswith(ENV_PREFIX):
-            section = name[len(ENV_PREFIX) :].lower().partition("__")[0]
-            if section not in Settings.model_fields:
-                raise BadSetting(name, "there is no such setting")
-
-
-def _bad_setting_of(exc: ValidationError) -> BadSetting:
-    """One line of the first problem; the others are counted, so that none is a surprise later."""
-    problems = exc.errors(include_url=False, include_input=False, include_context=False)
-    first = problems[0]
-    key = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained-"))
-    )
-    text = {"extra_forbidden": "there is no such setting", "missing": "is missing"}.get(
-        first["type"], first["msg"].removeprefix("Value error, ")
-    )
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return BadSetting(key, text.replace("\n", " ") + more)
-
-
-def _with_absolute_files(settings: Settings, file: Path | None) -> Settings:
-    """Paths in the file are relative to the file, wherever the daemon was started."""
-    folder = file.resolve().parent if file else Path.cwd()
-    services = {
-        key: service.model_copy(
-            update={
-                name: folder / given
-                for name in ("system_prompt_file", "output_schema_file")
-                if (given := getattr(service, name)) is not None
-            }
-        )
-        for key, service in settings.services.items()
-    }
-    return settings.model_copy(update={"services": services})

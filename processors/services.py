@@ -1,7 +1,7 @@
 """Services: what is sold, with the prompt that does it and the schema its answer must fit."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from importlib import resources
@@ -72,7 +72,7 @@ def parse_schema(text: str) -> dict[str, Any]:
     """Return an output schema; raises `ValueError` unless it is a JSON schema for an object."""
     try:
         schema = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ValueError(f"is not JSON: {exc}") from exc
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise ValueError('must be a JSON schema of "type": "object"')
@@ -80,4 +80,18 @@ def parse_schema(text: str) -> dict[str, Any]:
         Draft202012Validator.check_schema(schema)
     except SchemaError as exc:
         raise ValueError(f"is not a valid JSON schema: {exc.message}") from exc
+    for name in _references_of(schema):
+        if not name.startswith("#"):
+            raise ValueError(f"refers to {name!r}: a schema must stand alone")
     return schema
+
+
+def _references_of(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
+                yield value
+            yield from _references_of(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _references_of(item)

@@ -138,7 +138,7 @@ ALTER TABLE jobs ADD CONSTRAINT jobs_memo_length CHECK (octet_length(memo) = 16)
 ALTER TABLE jobs ADD CONSTRAINT jobs_pay_to_form
     CHECK (pay_to IS NULL OR pay_to ~ '^0x[0-9a-f]{40}$') NOT VALID;
 ALTER TABLE jobs ADD CONSTRAINT jobs_held_amount_is_set
-    CHECK (NOT amount_is_held OR unique_amount_units > 0);
+    CHECK (NOT amount_is_held OR coalesce(unique_amount_units, 0) > 0);
 ALTER TABLE jobs ADD CONSTRAINT jobs_lease_has_attempt
     CHECK (lease_until IS NULL OR attempt_id IS NOT NULL);
 

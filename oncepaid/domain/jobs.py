@@ -150,8 +150,12 @@ def prompt_of(input_json: str | None, input_bytes: int) -> Prompt | PromptRefuse
 
 def _chosen(value: dict[str, Any]) -> object:
     """The hub's rule: the prompt, else the input, else all of it; None where all of it is empty."""
-    others = [item for key, item in value.items() if key not in ("prompt", "input")]
-    return value.get("prompt") or value.get("input") or (value if any(others) else None)
+    has_more = any(
+        item not in (None, "", [], {})
+        for key, item in value.items()
+        if key not in ("prompt", "input")
+    )
+    return value.get("prompt") or value.get("input") or (value if has_more else None)
 
 
 def _too_long(size: int) -> PromptRefused:

@@ -166,6 +166,9 @@ def _decide_by_amount(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules
             refusal = _refusal(payment, job, rules)
             if refusal is not None:
                 return Unmatched(reason=refusal, job_id=job.id)
+            # A host may have raised the price above the amount that was drawn for it.
+            if job.price is None or payment.units < job.price:
+                return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
             return Matched(job_id=job.id)
         case _:
             return Unmatched(reason=Reason.AMBIGUOUS_AMOUNT)
@@ -177,7 +180,7 @@ def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reaso
         return Reason.WRONG_RECIPIENT
     if job.price is None:
         return Reason.JOB_NOT_PAYABLE
-    if not job.is_pending or job.covered >= job.price:
+    if not job.is_pending or job.covered >= max(job.price, 1):
         return Reason.DUPLICATE
     # A difference cannot overflow; a host may store an expiry of `infinity`.
     if payment.block_time - job.expires_at > rules.late_grace:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from oncepaid.settings import Settings, load_settings
+from oncepaid.setting_sources import load_settings
+from oncepaid.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-node.lock")

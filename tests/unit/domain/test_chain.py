@@ -60,8 +60,17 @@ def test_an_address_is_lowered(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0x", "ab" * 20, "0x" + "ab" * 19, "0x" + "ab" * 21, "0x" + "ab" * 20 + "\n",
-     "0X" + "ab" * 20, "0x" + "zz" * 20, " 0x" + "ab" * 20],
+    [
+        "",
+        "0x",
+        "ab" * 20,
+        "0x" + "ab" * 19,
+        "0x" + "ab" * 21,
+        "0x" + "ab" * 20 + "\n",
+        "0X" + "ab" * 20,
+        "0x" + "zz" * 20,
+        " 0x" + "ab" * 20,
+    ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address"):

@@ -1,4 +1,4 @@
-"""A payment counts when its block is as final as its job's sum requires, by the chain's own time."""
+"""A payment counts when its block is as final as its job's sum requires, by chain time."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -110,9 +110,7 @@ def heads(
     ],
 )
 def test_block_100_of_noon(requirement: Requirement, heads: ChainHeads, enough: bool) -> None:
-    assert (
-        is_final_enough(requirement, block_number=100, block_time=NOON, heads=heads) is enough
-    )
+    assert is_final_enough(requirement, block_number=100, block_time=NOON, heads=heads) is enough
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,24 @@ from oncepaid.domain.generation import (
 )
 
 BUDGET = Budget(max_attempts=3, max_cost_usd=Decimal("1.00"))
-FINAL = (
-    "unknown_service inactive_skill bad_input refused context_exceeded request_rejected lost"
-).split()
-AGAIN = "truncated unparsable schema_mismatch unreadable timed_out".split()
-WAIT = "rate_limited overloaded server_error no_connection not_authorized cancelled".split()
+FINAL = [
+    "unknown_service",
+    "inactive_skill",
+    "bad_input",
+    "refused",
+    "context_exceeded",
+    "request_rejected",
+    "lost",
+]
+AGAIN = ["truncated", "unparsable", "schema_mismatch", "unreadable", "timed_out"]
+WAIT = [
+    "rate_limited",
+    "overloaded",
+    "server_error",
+    "no_connection",
+    "not_authorized",
+    "cancelled",
+]
 CHEAP = Decimal("0.999999")
 SPENT = Decimal("1.00")
 
@@ -96,7 +109,9 @@ def test_clients_find_the_failure_text() -> None:
     assert failure_output("why") == {"error": "AI generation failed", "message": "why"}
 
 
-def answer(text: str, stop_reason: str | None = "end_turn", explanation: str | None = None) -> ModelAnswer:
+def answer(
+    text: str, stop_reason: str | None = "end_turn", explanation: str | None = None
+) -> ModelAnswer:
     return ModelAnswer(
         text=text,
         stop_reason=stop_reason,
@@ -252,7 +267,10 @@ def test_whatever_is_found_can_be_stored(text: str) -> None:
 
 
 finite = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8", exclude_characters="\0")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("k"), inner, max_size=3),
     max_leaves=12,

@@ -74,7 +74,10 @@ def read(value: Any) -> Prompt | PromptRefused:
         ({"prompt": {"a": 1}}, '{"a": 1}'),
         ({"prompt": 5}, "5"),
         ({"topic": "cats", "n": 2}, '{"topic": "cats", "n": 2}'),
-        ({"prompt": 0}, '{"prompt": 0}'),
+        ({"prompt": "", "topic": "cats"}, '{"prompt": "", "topic": "cats"}'),
+        ({"topic": "写 \U0001f600"}, '{"topic": "写 \U0001f600"}'),
+        ({"topic": "lone \ud83d half"}, '{"topic": "lone ? half"}'),
+        ({"topic": "nul \0 inside"}, '{"topic": "nul \\u0000 inside"}'),
         ("plain text", "plain text"),
         (["a", "b"], '["a", "b"]'),
         (7, "7"),
@@ -91,12 +94,29 @@ def test_prompts(value: Any, prompt: str) -> None:
     assert read(value) == Prompt(text=prompt)
 
 
-@pytest.mark.parametrize("value", [None, "", " \n\t", {}, [], 0, False, {"prompt": "  "}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        " \n\t",
+        {},
+        [],
+        0,
+        False,
+        {"prompt": "  "},
+        {"prompt": 0},
+        {"prompt": "", "input": None},
+        {"prompt": [], "input": {}, "topic": ""},
+    ],
+)
 def test_nothing_to_do(value: Any) -> None:
     assert read(value) == NO_INPUT
 
 
-@pytest.mark.parametrize("text", ["{", "nope", '{"prompt": }', "9" * 5000, "[" * 100_000, "\ufeff1"])
+@pytest.mark.parametrize(
+    "text", ["{", "nope", '{"prompt": }', "9" * 5000, "[" * 100_000, "\ufeff1"]
+)
 def test_unreadable_input(text: str) -> None:
     assert prompt_of(text, len(text)) == UNREADABLE
 

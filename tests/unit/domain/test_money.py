@@ -71,10 +71,12 @@ def test_amounts(text: str | Decimal, units: int) -> None:
         "1.2345678",
         "1e-7",
         "0.30000000000000004",
-        Decimal(0.1),
+        Decimal.from_float(0.1),
         Decimal("NaN"),
         "1e999999",
         "1e-999999",
+        "1e999999999999",
+        "1e-999999999999",
         "1e99999999999999999999",
         "9" * 100_000,
         "0." + "9" * 100_000,
@@ -133,8 +135,13 @@ def test_a_price_is_rounded_up_by_less_than_one_unit(price: Decimal) -> None:
 
 @pytest.mark.parametrize(
     ("units", "text"),
-    [(0, "0.000000"), (1, "0.000001"), (1_500_000, "1.500000"), (-1, "-0.000001"),
-     (-1_500_000, "-1.500000")],
+    [
+        (0, "0.000000"),
+        (1, "0.000001"),
+        (1_500_000, "1.500000"),
+        (-1, "-0.000001"),
+        (-1_500_000, "-1.500000"),
+    ],
 )
 def test_formatting(units: int, text: str) -> None:
     assert format_usdc(Units(units)) == text

@@ -4,10 +4,17 @@ import pytest
 
 from oncepaid.domain.payments import PaymentStatus, Reason
 
-PUBLIC_REASONS = (
-    "no_memo unknown_memo late underpaid duplicate ambiguous_amount memo_conflict "
-    "third_party_memo own_address"
-).split()
+PUBLIC_REASONS = [
+    "no_memo",
+    "unknown_memo",
+    "late",
+    "underpaid",
+    "duplicate",
+    "ambiguous_amount",
+    "memo_conflict",
+    "third_party_memo",
+    "own_address",
+]
 
 
 @pytest.mark.parametrize("value", PUBLIC_REASONS)
@@ -22,6 +29,12 @@ def test_every_reason_has_a_sentence_of_its_own() -> None:
 
 
 def test_public_statuses_keep_their_names() -> None:
-    assert {str(status) for status in PaymentStatus} == set(
-        "seen matched credited unmatched orphaned refunded ignored".split()
-    )
+    assert {str(status) for status in PaymentStatus} == {
+        "seen",
+        "matched",
+        "credited",
+        "unmatched",
+        "orphaned",
+        "refunded",
+        "ignored",
+    }

@@ -1,4 +1,4 @@
-"""A memo is read from behind a call's arguments, past other protocols' suffixes, and never raises."""
+"""A memo is read from behind a call's arguments, past other protocols' suffixes."""
 
 import time
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from eth_abi import encode
+from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,7 +77,9 @@ def transfer_from_call(tail: bytes = b"", *, payer: str = PAYER) -> bytes:
     return TRANSFER_FROM + arguments + tail
 
 
-def transaction(calldata: bytes, *, sender: Address = PAYER, to: Address | None = USDC) -> Transaction:
+def transaction(
+    calldata: bytes, *, sender: Address = PAYER, to: Address | None = USDC
+) -> Transaction:
     return Transaction(
         hash=TxHash("0x" + "01" * 32), block_hash=None, sender=sender, to=to, calldata=calldata
     )
@@ -129,7 +131,7 @@ def test_who_signed_the_memo(calldata: bytes, sender: Address, signer: Signer) -
         (transfer_call(ENVELOPE), {"sender": STRANGER}),
         (transfer_call(ENVELOPE), {"recipient": STRANGER}),
         (transfer_call(ENVELOPE), {"units": Units(UNITS - 1)}),
-        (transfer_call(bytes(MAX_CALLDATA_BYTES - 67) + ENVELOPE), {}),
+        (transfer_call(ENVELOPE.ljust(MAX_CALLDATA_BYTES - 67, b"\0")), {}),
     ],
 )
 def test_a_call_that_did_not_make_the_log_proves_nothing(
@@ -195,9 +197,6 @@ def test_the_stack_is_bounded_and_the_memo_still_found() -> None:
 
 @pytest.mark.parametrize("before", [b"", ENVELOPE, bytes(500), b"a" * 500])
 def test_a_suffix_with_its_length_first_is_left_alone(before: bytes) -> None:
-    if before == b"a" * 500:
-        # Even where 0x70 letters happen to precede it, its own bytes are no codes.
-        assert strip_suffixes(before + LENGTH_FIRST) == before + LENGTH_FIRST
     assert strip_suffixes(before + LENGTH_FIRST) == before + LENGTH_FIRST
     assert found(transfer_call(ENVELOPE + before + LENGTH_FIRST)) == [memo(7)]
 
@@ -318,9 +317,7 @@ DIRECT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "tx"), DIRECT, ids=[f"{s} {t['hash'][:10]}" for s, t in DIRECT]
-)
+@pytest.mark.parametrize(("shape", "tx"), DIRECT, ids=[f"{s} {t['hash'][:10]}" for s, t in DIRECT])
 def test_the_tail_of_a_recorded_call(shape: str, tx: dict[str, Any]) -> None:
     selector, _, suffix = shape.partition(" ")
     call = decode_transaction(tx)
@@ -337,17 +334,13 @@ def test_the_recorded_calls_cover_every_kind_of_tail() -> None:
     assert {shape.partition(" ")[2] for shape, _ in DIRECT} == set(RECORDED_TAILS)
 
 
-@pytest.mark.parametrize(
-    ("shape", "tx"), DIRECT, ids=[f"{s} {t['hash'][:10]}" for s, t in DIRECT]
-)
+@pytest.mark.parametrize(("shape", "tx"), DIRECT, ids=[f"{s} {t['hash'][:10]}" for s, t in DIRECT])
 def test_a_recorded_call_with_our_memo_before_its_suffix(shape: str, tx: dict[str, Any]) -> None:
     selector = shape.split()[0]
     call = decode_transaction(tx)
     assert call is not None
     end = 4 + ARGUMENT_BYTES[selector]
-    with_memo = replace(
-        call, calldata=call.calldata[:end] + ENVELOPE + call.calldata[end:]
-    )
+    with_memo = replace(call, calldata=call.calldata[:end] + ENVELOPE + call.calldata[end:])
     words = [call.calldata[at : at + 32] for at in range(4, end, 32)]
     recipient, payer = (0, None) if selector == "a9059cbb" else (1, 0)
     log = replace(
