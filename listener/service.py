@@ -118,6 +118,13 @@ class Listener:
         if block is None or self._heard is None or block.number > self._heard.number:
             self._heard = block
 
+    async def prepare(self) -> None:
+        """Load the cursor, or set it on a first start: what is paid from now on will be found.
+
+        Raises `Retryable` errors of node and database.
+        """
+        await self._load_cursor()
+
     async def step(self) -> bool:
         """Read one range, or find that there is none; True when more may be waiting.
 
@@ -125,9 +132,11 @@ class Listener:
         """
         try:
             return await self._step()
-        except BaseException:
+        except BaseException as exc:
             # Whatever went wrong, the database knows best how far it got.
             self._start_over()
+            if isinstance(exc, InconsistentNode):
+                self._rpc.distrust()
             raise
 
     async def _step(self) -> bool:
@@ -185,8 +194,9 @@ class Listener:
         header = await self._reader.header("latest" if start == "latest" else max(0, start - 1))
         if header is None:
             raise InconsistentNode(f"the node has no block {start} yet")
-        log.info("listener.first_start", start_block=start, cursor=header.number)
-        return await self._cursor_store.start_at(header)
+        cursor = await self._cursor_store.start_at(header)
+        log.info("listener.first_start", start_block=start, cursor=cursor.number)
+        return cursor
 
     async def _head_above(self, cursor: BlockRef) -> BlockRef:
         heard, self._heard = self._heard, None
