@@ -23,7 +23,10 @@ class Offer:
 _PUBLISH = """
 INSERT INTO skills (name, description, price_usdc, category, is_active, service_key)
 SELECT $2, $3, $4, 'oncepaid', true, $1
- WHERE NOT EXISTS (SELECT FROM skills WHERE service_key = $1)
+ WHERE NOT EXISTS (
+       SELECT FROM skills
+        WHERE coalesce(nullif(service_key, ''),
+                       lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1)
 """
 
 _REPRICE = """

@@ -48,7 +48,7 @@ class OrderStore:
                   FROM skills
                  WHERE coalesce(nullif(service_key, ''),
                                 lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1
-                   AND is_active
+                   AND coalesce(is_active, true)
                  ORDER BY id LIMIT 1
                 RETURNING id, job_uuid::text AS job_uuid, price_usdc, memo, unique_amount_units,
                           expires_at::timestamptz AS expires_at

@@ -131,11 +131,15 @@ async def _until(
     deadline = time.monotonic() + timeout_s
     while (found := await probe()) is None:
         if process.returncode is not None:
-            raise DemoFailed(f"the daemon ended by itself with exit code {process.returncode}")
+            raise _ended_by_itself(process)
         if time.monotonic() > deadline:
             raise DemoFailed(f"waited {timeout_s:g} s in vain: {what}")
         await asyncio.sleep(_POLL_S)
     return found
+
+
+def _ended_by_itself(process: asyncio.subprocess.Process) -> DemoFailed:
+    return DemoFailed(f"the daemon ended by itself with exit code {process.returncode}")
 
 
 @asynccontextmanager
@@ -160,6 +164,13 @@ async def start_daemon(config: Path, *, api_key: str | None) -> AsyncIterator[De
         code = await _stop(process)
         if code != 0:
             raise DemoFailed(f"the daemon was asked to stop and ended with exit code {code}")
+    except DemoFailed:
+        raise
+    except Exception as exc:
+        # Whatever fails because the daemon is dead is told as that.
+        if process.returncode is not None:
+            raise _ended_by_itself(process) from exc
+        raise
     finally:
         await _stop(process)
         await _stop_postgres(config.with_name(POSTGRES))

@@ -45,7 +45,9 @@ BEGIN NEW.updated_at := now(); RETURN NEW; END $$;
 SHAPES: Final[Mapping[str, Shape]] = {
     "plain": Shape(),
     "serial ids": Shape(id_type="serial", agent_type="integer"),
-    "varchar status, unnamed check": Shape(status_type="varchar(20)", checks=(f"CHECK ({_LEGAL})",)),
+    "varchar status, unnamed check": Shape(
+        status_type="varchar(20)", checks=(f"CHECK ({_LEGAL})",)
+    ),
     "check as part of the column": Shape(status_type=f"varchar(20) CHECK ({_LEGAL})", checks=()),
     "two checks": Shape(
         checks=(f"CHECK ({_LEGAL})", "CONSTRAINT short CHECK (length(status) <= 20)")
@@ -84,6 +86,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         ALTER TABLE jobs ADD CONSTRAINT legal CHECK ({_LEGAL}) NOT VALID;
         """,
     ),
+    "nullable expiry of its own": Shape(more_job_columns={"expires_at": ("timestamptz", "NULL")}),
     "view": Shape(
         price_type="numeric(10,2)",
         after="CREATE VIEW open_jobs AS SELECT *, price_usdc * 2 AS twice FROM jobs",

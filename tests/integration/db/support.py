@@ -67,9 +67,7 @@ def observed(
     """A payment in block 1, a log and transaction of its own, signed by its payer."""
     block = block or header(1)
     unique = next(_logs)
-    evidence = Evidence(
-        memo=Memo(memo or b""), source=MemoSource.CALLDATA, signer=Signer.PAYER
-    )
+    evidence = Evidence(memo=Memo(memo or b""), source=MemoSource.CALLDATA, signer=Signer.PAYER)
     return ObservedPayment(
         log=TransferLog(
             block=block.ref,
@@ -196,7 +194,8 @@ async def lock_waits(database: Database, holder: Connection) -> AsyncIterator[No
         waiting = False
         while not waiting:
             waiting = await connection.fetchval(
-                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid)))",
+                "SELECT EXISTS (SELECT FROM pg_stat_activity"
+                " WHERE $1 = ANY(pg_blocking_pids(pid)))",
                 pid,
             )
 

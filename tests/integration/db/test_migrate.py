@@ -60,7 +60,7 @@ PUBLIC = {
 
 @pytest.fixture
 async def empty(empty_url: str) -> AsyncIterator[Database]:
-    opened = await Database.connect(empty_url, size=3)
+    opened = await Database.connect(empty_url, size=1)
     yield opened
     await opened.close()
 
@@ -95,25 +95,25 @@ async def test_two_at_once(empty_url: str) -> None:
     await asyncio.gather(first.close(), second.close())
 
 
-async def test_only_the_new_ones_are_applied(database: Database) -> None:
+async def test_only_the_new_ones_are_applied(own_database: Database) -> None:
     more = [*load_migrations(), migration(9, "CREATE TABLE extra ()")]
-    assert await migrate(database, more) == ["0009_test"]
-    assert await migrate(database, more) == []
-    assert "extra" in await tables(database)
+    assert await migrate(own_database, more) == ["0009_test"]
+    assert await migrate(own_database, more) == []
+    assert "extra" in await tables(own_database)
 
 
-async def test_changed_migration_is_refused(database: Database) -> None:
+async def test_changed_migration_is_refused(own_database: Database) -> None:
     ours = load_migrations()
     ours[1] = replace(ours[1], checksum="another")
     with pytest.raises(MigrationMismatch, match="0002_job_terms was applied with other contents"):
-        await migrate(database, [*ours, migration(9, "CREATE TABLE extra ()")])
-    assert "extra" not in await tables(database)
+        await migrate(own_database, [*ours, migration(9, "CREATE TABLE extra ()")])
+    assert "extra" not in await tables(own_database)
 
 
-async def test_newer_database_is_refused(database: Database) -> None:
-    await migrate(database, [*load_migrations(), migration(9, "CREATE TABLE extra ()")])
+async def test_newer_database_is_refused(own_database: Database) -> None:
+    await migrate(own_database, [*load_migrations(), migration(9, "CREATE TABLE extra ()")])
     with pytest.raises(MigrationMismatch, match="migration 0009"):
-        await migrate(database)
+        await migrate(own_database)
 
 
 async def test_failing_migration_leaves_nothing_behind(empty: Database) -> None:
@@ -148,7 +148,7 @@ async def test_public_columns(database: Database, table: str) -> None:
 
 async def test_checksums_are_of_the_files(database: Database) -> None:
     stored = await row(
-        database, "SELECT count(DISTINCT checksum) AS n, min(length(checksum)) AS l"
-        " FROM oncepaid_migrations"
+        database,
+        "SELECT count(DISTINCT checksum) AS n, min(length(checksum)) AS l FROM oncepaid_migrations",
     )
     assert stored == {"n": len(NAMES), "l": 64}
