@@ -78,9 +78,15 @@ def is_end_sound(before: BlockRef, after: Header | None) -> bool:
     return after is not None and after.ref == before
 
 
-def follows_cursor(cursor: BlockRef, end: Header) -> bool:
-    """Say whether a header that comes right behind the cursor is built upon it."""
-    return end.number != cursor.number + 1 or end.parent_hash == cursor.hash
+def follows_cursor(cursor: BlockRef, end: Header, at_cursor: Header | None) -> bool:
+    """Say whether a range is built upon the cursor.
+
+    `at_cursor` is the header that now stands at the cursor's height; it is not needed where `end`
+    is the very next block, whose parent hash tells.
+    """
+    if end.number == cursor.number + 1:
+        return end.parent_hash == cursor.hash
+    return at_cursor is not None and at_cursor.ref == cursor
 
 
 def on_served(span: Span, fetched: FetchRange, payments: int) -> Span:

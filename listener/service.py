@@ -201,6 +201,7 @@ class Listener:
     async def _head_above(self, cursor: BlockRef) -> BlockRef:
         heard, self._heard = self._heard, None
         if heard is not None and heard.number > cursor.number:
+            self._metrics.head_block.set(heard.number)
             return heard
         header = await self._reader.header("latest")
         if header is None:
@@ -231,9 +232,7 @@ class Listener:
         transfers = [t for t in (decode_transfer(entry, self._watch.token) for entry in logs) if t]
         transfers = [t for t in transfers if self._is_ours(t)]
         _check_range(transfers, step)
-        after, transactions = await self._verify_and_read(end, transfers)
-        if not follows_cursor(cursor, after):
-            raise ForkBelowCursor(f"block {after.number} is not built upon the cursor {cursor}")
+        after, transactions = await self._verify_and_read(cursor, end, transfers)
         payments = await self._observe(transfers, transactions, after)
         return _Range(end=after, fetched=step, payments=payments)
 
@@ -255,27 +254,24 @@ class Listener:
         return logs
 
     async def _verify_and_read(
-        self, end: BlockRef, transfers: Sequence[TransferLog]
+        self, cursor: BlockRef, end: BlockRef, transfers: Sequence[TransferLog]
     ) -> tuple[Header, dict[TxHash, Transaction]]:
-        """Look at the range's end again, and in the same request read the paying transactions."""
+        """Look at both ends of the range again; in the same request read the transactions."""
         hashes = list(dict.fromkeys(transfer.tx_hash for transfer in transfers))
+        # The parent hash of the very next block tells of the cursor; else the node is asked.
+        below = [] if end.number == cursor.number + 1 else [header_call(cursor.number)]
         calls = [Call(method="eth_getTransactionByHash", params=(h,)) for h in hashes]
-        after, *values = await self._rpc.call_all([header_call(end.number), *calls])
-        header = decode_header(after)
+        answers = await self._rpc.call_all([header_call(end.number), *below, *calls])
+        header = decode_header(answers[0])
         if header is None or not is_end_sound(end, header):
             raise InconsistentNode(f"block {end.number} changed while its range was read")
-        blocks = {transfer.tx_hash: transfer.block for transfer in transfers}
-        if any(t.block.number == end.number and t.block != end for t in transfers):
-            raise InconsistentNode(
-                f"a log of block {end.number} is of another block than its range"
-            )
-        transactions = {}
-        for tx_hash, value in zip(hashes, values, strict=True):
-            transaction = decode_transaction(value)
-            if transaction is None or transaction.block_hash != blocks[tx_hash].hash:
-                raise InconsistentNode(f"transaction {tx_hash} is not where its log says")
-            transactions[tx_hash] = transaction
-        return header, transactions
+        at_cursor = decode_header(answers[1]) if below else None
+        if below and at_cursor is None:
+            raise InconsistentNode(f"the node has block {end.number} and not {cursor.number}")
+        if not follows_cursor(cursor, header, at_cursor):
+            raise ForkBelowCursor(f"block {header.number} is not built upon the cursor {cursor}")
+        found = dict(zip(hashes, map(decode_transaction, answers[1 + len(below) :]), strict=True))
+        return header, _checked_transactions(transfers, found, end)
 
     async def _observe(
         self,
@@ -350,6 +346,21 @@ def _retrieve(task: asyncio.Task[_Range]) -> None:
     """Look at a failure that nobody may come to ask for, so that it is not reported as lost."""
     if not task.cancelled():
         task.exception()
+
+
+def _checked_transactions(
+    transfers: Sequence[TransferLog], found: dict[TxHash, Transaction | None], end: BlockRef
+) -> dict[TxHash, Transaction]:
+    """Return the transactions by hash, each in the block that all of its logs name."""
+    for transfer in transfers:
+        transaction, block = found[transfer.tx_hash], transfer.block
+        if transaction is None or transaction.block_hash != block.hash:
+            raise InconsistentNode(f"transaction {transfer.tx_hash} is not where its log says")
+        if block.number == end.number and block != end:
+            raise InconsistentNode(
+                f"a log of block {end.number} is of another block than its range"
+            )
+    return {tx_hash: transaction for tx_hash, transaction in found.items() if transaction}
 
 
 def _check_range(transfers: Sequence[TransferLog], step: FetchRange) -> None:

@@ -82,9 +82,10 @@ def nonce_of(memo: Memo) -> bytes:
     return envelope_of(memo).ljust(NONCE_BYTES, b"\x07")
 
 
-def call_through(relayer: str, *logs: Log) -> Tx:
+def call_through(relayer: str, *logs: Log, at_index: int | None = None) -> Tx:
     """Return a call of some other contract, or of a relayer, that made these logs."""
-    return Tx(sender=relayer, to=address("router"), input="0xe3ee160e", logs=logs)
+    router = address("router")
+    return Tx(sender=relayer, to=router, input="0xe3ee160e", logs=logs, at_index=at_index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ class Chain:
     def reorg(self, depth: int, *transactions: Tx) -> None:
         """Replace the last blocks by as many empty ones; the last holds these transactions."""
         del self.blocks[len(self.blocks) - depth :]
-        fork = next(self._nonces)
+        fork = 1 + next(self._nonces)
         for left in range(depth - 1, -1, -1):
             number = self.first + len(self.blocks)
             mined = list(enumerate(transactions, start=10**6)) if left == 0 else []

@@ -15,8 +15,8 @@ class DatabaseProxy:
 
     def __init__(self, server_socket: Path, url: str) -> None:
         self.url = url
-        self.refused = asyncio.Event()
-        """Set when a connection was refused since the last `cut`."""
+        self._refused = 0
+        self._news = asyncio.Condition()
         self._server_socket = server_socket
         self._is_cut = False
         self._writers: set[asyncio.StreamWriter] = set()
@@ -24,7 +24,7 @@ class DatabaseProxy:
     def cut(self) -> None:
         """Drop all connections and take no new ones."""
         self._is_cut = True
-        self.refused.clear()
+        self._refused = 0
         for writer in self._writers:
             writer.transport.abort()
 
@@ -32,13 +32,20 @@ class DatabaseProxy:
         """Take connections again."""
         self._is_cut = False
 
+    async def refused(self, count: int) -> None:
+        """Return once so many connections were refused since the last `cut`."""
+        async with self._news:
+            await self._news.wait_for(lambda: self._refused >= count)
+
     async def serve_client(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Pass one connection on until either side ends it."""
         if self._is_cut:
             writer.transport.abort()
-            self.refused.set()
+            async with self._news:
+                self._refused += 1
+                self._news.notify_all()
             return
         from_server, to_server = await asyncio.open_unix_connection(self._server_socket)
         self._writers |= {writer, to_server}

@@ -45,23 +45,27 @@ class FakeNode:
         self.max_logs: tuple[int, Refusal] | None = None
         self.max_batch: tuple[int, Refusal] | None = None
         self.batch_refusal_is_list = False
-        """Whether a refused batch is answered as geth does: a list with one error, for its first call."""
+        """As geth answers a refused batch: a list of one error, in the name of its first call."""
         self.safe_lag, self.finalized_lag, self.head_lag = 5, 10, 0
         self.calls: Counter[str] = Counter()
         self.posts = 0
         self.largest_batch = 0
         self.ranges: list[tuple[int, int]] = []
         """The ranges of the `eth_getLogs` that were served."""
-        self.socket_script: deque[SocketEnd] = deque()
+        self.refused = 0
+        """How many `eth_getLogs` were refused."""
+        self.socket_script: deque[SocketEnd | None] = deque()
+        """What becomes of the next websocket connections; None lets one live."""
+        self.socket_attempts = 0
         self.filters: list[Json] = []
         """What was subscribed to, oldest first."""
-        self._spoils: deque[Page | Spoil] = deque()
+        self._spoils: deque[Page | Spoil | None] = deque()
         self._twists: list[tuple[str, Twist, list[int | None]]] = []
         self._sockets: dict[web.WebSocketResponse, web.Request] = {}
         self._news = asyncio.Condition()
 
-    def next_http(self, *spoils: Page | Spoil) -> None:
-        """Spoil the next HTTP answers, one each."""
+    def next_http(self, *spoils: Page | Spoil | None) -> None:
+        """Spoil the next HTTP answers, one each; None leaves one as it is."""
         self._spoils.extend(spoils)
 
     def twist(self, method: str, change: Twist, *, times: int | None = None) -> None:
@@ -79,6 +83,11 @@ class FakeNode:
         """Return once there were so many subscriptions."""
         async with self._news:
             await self._news.wait_for(lambda: len(self.filters) >= count)
+
+    async def connected(self, count: int) -> None:
+        """Return once so many websocket connections were tried."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.socket_attempts >= count)
 
     async def announce(self, block: Block, *, removed: bool = False) -> None:
         """Push a block's logs to the open subscriptions whose filter they pass."""
@@ -99,8 +108,16 @@ class FakeNode:
 
     def drop_sockets(self) -> None:
         """Reset all websocket connections."""
-        for request in list(self._sockets.values()):
+        for request in self._sockets.values():
             reset_connection(request)
+        self._sockets.clear()
+
+    def freeze_sockets(self) -> None:
+        """Leave all websocket connections open and read nothing from them any more."""
+        for request in self._sockets.values():
+            transport = request.transport
+            assert isinstance(transport, asyncio.ReadTransport)
+            transport.pause_reading()
 
     def app(self) -> web.Application:
         """Return the web application."""
@@ -186,17 +203,21 @@ class FakeNode:
 
     def _logs(self, wanted: Json) -> Json:
         first, last = (self._number(wanted[name]) for name in ("fromBlock", "toBlock"))
+        self.refused += 1
         if self.max_blocks and last - first + 1 > self.max_blocks[0]:
             raise NodeError(self.max_blocks[1])
         blocks = [b for b in self.chain.between(first, last) if not self._is_above_head(b)]
         logs = [log for block in blocks for log in block.logs if fits(log, wanted)]
         if self.max_logs and len(logs) > self.max_logs[0]:
             raise NodeError(self.max_logs[1])
+        self.refused -= 1
         self.ranges.append((first, last))
         return logs
 
     async def _on_socket(self, request: web.Request) -> web.StreamResponse:
         end = self.socket_script.popleft() if self.socket_script else None
+        self.socket_attempts += 1
+        await self._tell()
         if end is SocketEnd.REFUSED:
             return web.Response(status=403)
         socket = web.WebSocketResponse()
@@ -215,15 +236,26 @@ class FakeNode:
         end: SocketEnd | None,
     ) -> None:
         self.calls[call["method"]] += 1
-        answer: Json = {"jsonrpc": "2.0", "id": call["id"], "result": SUBSCRIPTION}
-        if end is SocketEnd.NO_SUBSCRIPTION:
-            refusal = Refusal(code=-32601, text="notifications not supported")
-            answer = {"jsonrpc": "2.0", "id": call["id"], "error": _error_of(refusal)}
-        text = "<html>" if end is SocketEnd.GARBAGE else json.dumps(answer)
-        if end is None:
-            self._sockets[socket] = request
-            self.filters.append(call["params"][1])
-        await socket.send_str(text)
+        answer: Json = {"jsonrpc": "2.0", "id": call["id"]}
+        match end:
+            case SocketEnd.CLOSED:
+                await socket.close(code=1013)
+            case SocketEnd.DROPPED:
+                reset_connection(request)
+            case SocketEnd.SILENT:
+                pass
+            case SocketEnd.GARBAGE | SocketEnd.A_LIST:
+                await socket.send_str("<html>" if end is SocketEnd.GARBAGE else "[]")
+            case SocketEnd.NO_SUBSCRIPTION:
+                refusal = Refusal(code=-32601, text="notifications not supported")
+                await socket.send_str(json.dumps({**answer, "error": _error_of(refusal)}))
+            case _:
+                self._sockets[socket] = request
+                self.filters.append(call["params"][1])
+                await socket.send_str(json.dumps({**answer, "result": SUBSCRIPTION}))
+        await self._tell()
+
+    async def _tell(self) -> None:
         async with self._news:
             self._news.notify_all()
 

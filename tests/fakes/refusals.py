@@ -43,10 +43,19 @@ class SocketEnd(StrEnum):
     """`eth_subscribe` is answered with an error."""
     GARBAGE = "garbage"
     """The subscription is answered with bytes that are no JSON."""
+    A_LIST = "a_list"
+    """The subscription is answered with JSON that is no object."""
+    CLOSED = "closed"
+    """The subscription is answered with the end of the connection, code 1013."""
+    SILENT = "silent"
+    """The subscription is not answered."""
+    DROPPED = "dropped"
+    """The subscription is answered with a reset of the connection."""
 
 
 RANGE_REFUSALS: Final = {
     "proxyd": Refusal(code=-32020, text="backend response too large", status=500),
+    "proxyd in other words": Refusal(code=-32020, text="no", status=500),
     "reth results": Refusal(
         code=-32602,
         text="query exceeds max results 20000, retry with the range 25766988-25775072",

@@ -1,6 +1,7 @@
 """A listener over a real database and the scriptable node, driven by hand."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -12,12 +13,12 @@ from db.payments import PaymentStore
 from db.pool import Database
 from listener.rpc import HttpRpc
 from listener.service import Listener, Watch
-from oncepaid.domain.chain import TRANSFER_TOPIC
+from oncepaid.domain.chain import Address
 from oncepaid.domain.errors import InconsistentNode
 from oncepaid.domain.memo import Memo
 from oncepaid.metrics import Metrics
-from tests.fakes.blocks import CHAIN_ID, TOKEN, address
-from tests.fakes.node import FakeNode
+from tests.fakes.blocks import CHAIN_ID, TOKEN, Chain, address
+from tests.fakes.node import FakeNode, start_node
 
 SHOP: Final = address("shop")
 PAYER: Final = address("payer")
@@ -44,6 +45,7 @@ class Ear:
     rpc: HttpRpc
     start_block: int | Literal["latest"] = "latest"
     max_range_blocks: int = 5000
+    recipients: frozenset[Address] | None = frozenset({SHOP})
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class Ear:
         """Forget everything but the database."""
         self.watch = Watch(
             token=TOKEN,
-            recipients=frozenset({SHOP}),
+            recipients=self.recipients,
             start_block=self.start_block,
             max_range_blocks=self.max_range_blocks,
         )
@@ -120,7 +122,8 @@ def memos_of(rows: Sequence[asyncpg.Record]) -> list[tuple[str, str, str]]:
     ]
 
 
-def is_transfer_query(wanted: dict[str, object]) -> bool:
-    """Say whether an `eth_getLogs` asks for transfers."""
-    topics = wanted["topics"]
-    return isinstance(topics, list) and topics[0] == TRANSFER_TOPIC
+@asynccontextmanager
+async def node_and_client(chain: Chain) -> AsyncIterator[tuple[FakeNode, HttpRpc]]:
+    """Run a node for a chain, with a client of it."""
+    async with start_node(chain) as node, rpc_for(node.url) as client:
+        yield node, client

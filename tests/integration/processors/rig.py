@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ SERVICE: Final = Service(
     },
     model=MODEL,
     max_tokens=777,
-    timeout_s=5.0,
+    timeout_s=60.0,
     thinking="adaptive",
     effort="low",
 )
@@ -61,8 +62,8 @@ class JobRow:
     status: str
     output: Any
     attempts: int
-    wait_s: float
-    """Seconds until it may be claimed; negative when it is due."""
+    due_at: datetime | None
+    """When it may be claimed again; None where it never had to wait."""
 
 
 class Rig:
@@ -78,6 +79,7 @@ class Rig:
     ) -> None:
         limits = limits or Limits()
         self.metrics = Metrics(CollectorRegistry())
+        self.round_began = self.round_ended = datetime.now(UTC)
         self._database = database
         self._ended = asyncio.Semaphore(0)
         self.generator = Generator(
@@ -111,7 +113,17 @@ class Rig:
         """Claim, call and finish so many jobs."""
         await self.generator.step()
         await self.ended(jobs)
+        self.round_began = await clock_of(self._database)
         await self.finisher.step()
+        self.round_ended = await clock_of(self._database)
+
+    def made_wait(self, row: JobRow, seconds: float) -> bool:
+        """Say whether the last round's finisher put a job off by so much."""
+        delay = timedelta(seconds=seconds)
+        due_at = row.due_at
+        return due_at is not None and (
+            self.round_began + delay <= due_at <= self.round_ended + delay
+        )
 
 
 def claude_at(server: ClaudeServer) -> Claude:
@@ -159,13 +171,20 @@ async def add_paid_job_with(database: Database, skill: int | None, input_data: A
     return int(found)
 
 
+async def clock_of(database: Database) -> datetime:
+    """Return the database's time."""
+    async with database.connection() as connection:
+        found: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return found
+
+
 async def job_row(database: Database, job: int) -> JobRow:
     """Return what stands in a job's row."""
     async with database.connection() as connection:
         row = await connection.fetchrow(
             """
             SELECT status, output_data, attempts,
-                   extract(epoch FROM next_attempt_at - clock_timestamp())::float8 AS wait_s
+                   nullif(next_attempt_at, '-infinity') AS due_at
               FROM jobs WHERE id = $1
             """,
             job,
@@ -175,7 +194,7 @@ async def job_row(database: Database, job: int) -> JobRow:
         status=row["status"],
         output=row["output_data"],
         attempts=row["attempts"],
-        wait_s=row["wait_s"],
+        due_at=row["due_at"],
     )
 
 

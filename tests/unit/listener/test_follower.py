@@ -91,16 +91,20 @@ def test_an_end_is_sound_while_it_stays_the_same_block(after: Header | None, sou
 
 
 @pytest.mark.parametrize(
-    ("end", "follows"),
+    ("end", "at_cursor", "follows"),
     [
-        (header(6, "c", parent="a"), True),
-        (header(6, "c", parent="b"), False),
-        (header(7, "c", parent="b"), True),
-        (header(5, "c", parent="b"), True),
+        (header(6, "c", parent="a"), None, True),
+        (header(6, "c", parent="b"), None, False),
+        (header(6, "c", parent="b"), header(5), False),
+        (header(7, "c", parent="b"), header(5), True),
+        (header(7, "c", parent="b"), header(5, "b"), False),
+        (header(7, "c", parent="b"), None, False),
     ],
 )
-def test_only_the_very_next_block_shows_its_parent(end: Header, follows: bool) -> None:
-    assert follows_cursor(block(5), end) is follows
+def test_a_range_is_built_upon_the_cursor_or_it_is_not(
+    end: Header, at_cursor: Header | None, follows: bool
+) -> None:
+    assert follows_cursor(block(5), end, at_cursor) is follows
 
 
 @pytest.mark.parametrize(

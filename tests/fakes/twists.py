@@ -1,0 +1,20 @@
+"""Ready-made changes to what the node answers, for `FakeNode.twist`."""
+
+from typing import Any
+
+from tests.fakes.node import Twist
+
+
+def answers(value: Any) -> Twist:
+    """Answer with this value."""
+    return lambda _, __: value
+
+
+def changed_logs(**changes: Any) -> Twist:
+    """Change fields of every log; None takes one out."""
+
+    def change(_: object, logs: Any) -> Any:
+        changed = [{**log, **changes} for log in logs]
+        return [{k: v for k, v in log.items() if v is not None} for log in changed]
+
+    return change
