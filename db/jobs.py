@@ -61,8 +61,8 @@ RETURNING j.id, j.job_uuid::text AS job_uuid, begun.id AS attempt_id, begun.atte
           (SELECT coalesce(nullif(s.service_key, ''),
                            lower(regexp_replace(s.name, '[^a-zA-Z0-9]', '', 'g')))
              FROM skills s WHERE s.id = j.skill_id) AS service_key,
-          coalesce((SELECT coalesce(s.is_active, true) FROM skills s WHERE s.id = j.skill_id), false)
-              AS is_active
+          coalesce((SELECT coalesce(s.is_active, true) FROM skills s WHERE s.id = j.skill_id),
+                   false) AS is_active
 """
 
 _KEEP_LEASES = """

@@ -52,6 +52,10 @@ MAX_AUTHORIZERS: Final = 200
 """Addresses in one filter for `AuthorizationUsed`; providers allow some hundreds."""
 
 
+HEARD_TRIES: Final = 5
+"""How often a block that the subscription told of is looked for before the node's head is asked."""
+
+
 class StoredRange(Protocol):
     @property
     def moved(self) -> bool: ...
@@ -110,13 +114,18 @@ class Listener:
         self._metrics = metrics
         self._span = Span.first(watch.max_range_blocks)
         self._cursor: BlockRef | None = None
-        self._heard: BlockRef | None = None
+        self._heard: tuple[BlockRef, int] | None = None
         self._ahead: tuple[BlockRef, asyncio.Task[_Range]] | None = None
 
     def hear(self, block: BlockRef | None) -> None:
-        """Note the block of a log that the subscription told of; saves asking for the head."""
-        if block is None or self._heard is None or block.number > self._heard.number:
-            self._heard = block
+        """Note the block of a log that the subscription told of; saves asking for the head.
+
+        The node that is asked may lag behind the one that told: it is asked again some times.
+        """
+        if block is None:
+            self._heard = None
+        elif self._heard is None or block.number > self._heard[0].number:
+            self._heard = block, HEARD_TRIES
 
     async def prepare(self) -> None:
         """Load the cursor, or set it on a first start: what is paid from now on will be found.
@@ -199,10 +208,13 @@ class Listener:
         return cursor
 
     async def _head_above(self, cursor: BlockRef) -> BlockRef:
-        heard, self._heard = self._heard, None
-        if heard is not None and heard.number > cursor.number:
-            self._metrics.head_block.set(heard.number)
-            return heard
+        if self._heard is not None:
+            heard, tries_left = self._heard
+            self._heard = (heard, tries_left - 1) if tries_left > 1 else None
+            if heard.number > cursor.number:
+                self._metrics.head_block.set(heard.number)
+                return heard
+            self._heard = None
         header = await self._reader.header("latest")
         if header is None:
             raise InconsistentNode("the node has no latest block")
@@ -264,6 +276,8 @@ class Listener:
         answers = await self._rpc.call_all([header_call(end.number), *below, *calls])
         header = decode_header(answers[0])
         if header is None or not is_end_sound(end, header):
+            if header is not None:
+                self._heard = None  # not a node that lags: the block is gone
             raise InconsistentNode(f"block {end.number} changed while its range was read")
         at_cursor = decode_header(answers[1]) if below else None
         if below and at_cursor is None:

@@ -71,6 +71,7 @@ class Generator:
         self._announce = announce
         self._metrics = metrics
         self._running: dict[AttemptId, asyncio.Task[None]] = {}
+        self._claiming: asyncio.Task[list[ClaimedJob]] | None = None
         self._is_over_budget = False
 
     async def step(self) -> bool:
@@ -78,8 +79,9 @@ class Generator:
         free = self._concurrency - len(self._running)
         if free <= 0 or await self._budget_is_spent():
             return False
-        claimed = await self._work.claim(free, LEASE)
-        for job in claimed:
+        # A claim that a stop cuts off half-way may be done all the same: `stop` waits for it.
+        self._claiming = asyncio.create_task(self._work.claim(free, LEASE), name="claim")
+        for job in await asyncio.shield(self._claiming):
             task = asyncio.create_task(self._do(job), name=f"generate-{job.uuid}")
             self._running[job.attempt] = task
             task.add_done_callback(partial(self._ended, job.attempt))
@@ -106,12 +108,13 @@ class Generator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if not attempts:
-            return
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                released = await self._work.release(attempts)
-            log.info("generation.released", count=released)
+                if self._claiming is not None:
+                    attempts += [job.attempt for job in await self._claiming]
+                if attempts:
+                    released = await self._work.release(attempts)
+                    log.info("generation.released", count=released)
         except (Retryable, TimeoutError) as exc:
             # Nothing is lost: the leases run out by themselves.
             log.warning("generation.release_failed", error=str(exc))

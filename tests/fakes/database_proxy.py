@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from tests.fakes.tcp_proxy import pump
+
 SOCKET_NAME = ".s.PGSQL.5432"
 
 
@@ -50,21 +52,11 @@ class DatabaseProxy:
         from_server, to_server = await asyncio.open_unix_connection(self._server_socket)
         self._writers |= {writer, to_server}
         try:
-            await asyncio.gather(_pump(reader, to_server), _pump(from_server, writer))
+            await asyncio.gather(pump(reader, to_server), pump(from_server, writer))
         finally:
             for one in (writer, to_server):
                 self._writers.discard(one)
                 one.transport.abort()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        pass
-    writer.close()
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from listener import subscription as subscription_module
+from listener.service import HEARD_TRIES
 from listener.subscription import OnWake, Subscription
 from oncepaid.domain.chain import TRANSFER_TOPIC, BlockHash, BlockRef
 from oncepaid.domain.errors import InconsistentNode
@@ -258,11 +259,24 @@ async def test_a_node_behind_its_own_websocket(chain: Chain, node: FakeNode, ear
     ear.listener.hear(ref(block))
     with pytest.raises(InconsistentNode):
         await ear.listener.step()
-    assert await ear.listener.step() is False
     assert (await ear.payments(), await ear.cursor()) == ([], before)
     node.head_lag = 0
-    await ear.catch_up()
+    node.calls.clear()
+    await ear.listener.step()
     assert units_of(await ear.payments()) == [1]
+    assert node.calls["eth_getBlockByNumber"] == 1, "it looked for the block that it heard of"
+
+
+async def test_a_node_that_stays_behind_is_asked_for_its_own_head(
+    chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    block = chain.add(pay(PAYER, SHOP, 1))
+    node.head_lag = 1
+    ear.listener.hear(ref(block))
+    for _ in range(HEARD_TRIES):
+        with pytest.raises(InconsistentNode):
+            await ear.listener.step()
+    assert await ear.listener.step() is False
 
 
 async def test_what_was_heard_below_the_cursor_hides_nothing(chain: Chain, ear: Ear) -> None:
