@@ -17,8 +17,9 @@ from db.migrate import migrate
 from db.payments import PaymentStore
 from db.pool import Database
 from db.reports import Reports
+from listener.ranges import Watch
 from listener.rpc import ChainReader, HttpRpc
-from listener.service import Listener, Watch
+from listener.service import Listener
 from listener.subscription import Subscription
 from oncepaid import __version__, sdnotify
 from oncepaid.domain.chain import Address, BlockRef

@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from db.cursor import CursorStore
 from db.payments import PaymentStore
 from db.pool import Database
+from listener.ranges import Watch
 from listener.rpc import HttpRpc
-from listener.service import Listener, Watch
+from listener.service import Listener
 from oncepaid.domain.chain import Address
 from oncepaid.domain.errors import InconsistentNode
 from oncepaid.domain.memo import Memo

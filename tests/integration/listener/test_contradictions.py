@@ -38,7 +38,7 @@ async def test_an_end_that_changes_between_two_looks(
         return result
 
     node.twist("eth_getLogs", reorg_behind, times=1)
-    with pytest.raises(InconsistentNode, match="changed while"):
+    with pytest.raises(InconsistentNode, match="was replaced while"):
         await ear.catch_up()
     assert (await ear.payments(), await ear.cursor()) == ([], before)
     await ear.catch_up()

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from listener import service as service_module
+from listener import ranges as ranges_module
 from oncepaid.domain.chain import TRANSFER_TOPIC
 from oncepaid.domain.memo import envelope_of
 from oncepaid.domain.money import MAX_UNITS
@@ -152,7 +152,7 @@ async def test_odd_answers_for_authorizations_store_nothing(
 async def test_authorizers_are_asked_for_in_bounded_filters(
     chain: Chain, node: FakeNode, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "MAX_AUTHORIZERS", 2)
+    monkeypatch.setattr(ranges_module, "MAX_AUTHORIZERS", 2)
     payers = [address(f"payer {n}") for n in range(5)]
     used = nonce_of(MEMO)
     for payer in payers:

@@ -267,8 +267,10 @@ async def test_the_events_of_a_start_and_a_payment(
         ("listener.first_start", "info"),
         ("payment.seen", "info"),
     ]
-    assert (logs[0]["cursor"], logs[1]["count"], logs[1]["up_to_block"]) == (1010, 1, 1011)
+    assert (logs[0]["cursor"], logs[1]["usdc"], logs[1]["block_number"]) == (1010, "0.000001", 1011)
     value = ear.metrics.registry.get_sample_value
+    assert value("oncepaid_payments_total", {"status": "seen", "reason": ""}) == 1
+    assert value("oncepaid_stage_seconds_count", {"stage": "seen"}) == 1
     assert value("oncepaid_chain_cursor_block") == value("oncepaid_chain_head_block") == 1011
     stamp = chain.head.timestamp_ms / 1000
     assert value("oncepaid_chain_cursor_timestamp_seconds") == pytest.approx(stamp)

@@ -1,0 +1,228 @@
+"""Reading one range of blocks: its transfers to us, what they carry, and that all of it agrees."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from listener.calldata import evidence_of_call, is_direct_call
+from listener.decode import (
+    Json,
+    decode_authorization,
+    decode_header,
+    decode_transaction,
+    decode_transfer,
+    topic_of_address,
+)
+from listener.follower import FetchRange, follows_cursor, is_end_sound
+from listener.rpc import Call, ChainReader, HttpRpc, header_call
+from oncepaid.domain.chain import (
+    AUTHORIZATION_USED_TOPIC,
+    TRANSFER_TOPIC,
+    Address,
+    AuthorizationLog,
+    BlockRef,
+    Header,
+    Transaction,
+    TransferLog,
+    TxHash,
+    time_of,
+)
+from oncepaid.domain.errors import ForkBelowCursor, InconsistentNode
+from oncepaid.domain.memo import memo_of_nonce
+from oncepaid.domain.payments import Evidence, MemoSource, ObservedPayment, Signer
+
+MAX_AUTHORIZERS: Final = 200
+"""Addresses in one filter for `AuthorizationUsed`; providers allow some hundreds."""
+
+
+class RangeMoved(InconsistentNode):
+    """The range's end is another block than before: not a node that lags, the block is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What to look for. `recipients` None watches every recipient of the token."""
+
+    token: Address
+    recipients: frozenset[Address] | None
+    start_block: int | Literal["latest"]
+    max_range_blocks: int
+
+    def log_filter(self) -> dict[str, Json]:
+        """Return the filter for `eth_subscribe` and, with a range, for `eth_getLogs`."""
+        topics: list[Json] = [TRANSFER_TOPIC]
+        if self.recipients is not None:
+            topics += [None, sorted(map(topic_of_address, self.recipients))]
+        return {"address": self.token, "topics": topics}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A fetched range, its end verified."""
+
+    end: Header
+    fetched: FetchRange
+    payments: list[ObservedPayment]
+
+
+class RangeReader:
+    """Asks a node for ranges. Holds nothing but what to look for."""
+
+    def __init__(self, rpc: HttpRpc, watch: Watch) -> None:
+        self._rpc = rpc
+        self._reader = ChainReader(rpc)
+        self._watch = watch
+
+    async def fetch(self, cursor: BlockRef, step: FetchRange, head: BlockRef) -> Range:
+        """Fetch a range's logs and what its payments carry, between two looks at its end."""
+        end = head if step.last == head.number else await self._end_of(step)
+        logs = await self._logs(step)
+        transfers = [t for t in (decode_transfer(entry, self._watch.token) for entry in logs) if t]
+        transfers = [t for t in transfers if self._is_ours(t)]
+        _check_range(transfers, step)
+        after, transactions = await self._verify_and_read(cursor, end, transfers)
+        payments = await self._observe(transfers, transactions, after)
+        return Range(end=after, fetched=step, payments=payments)
+
+    def _is_ours(self, transfer: TransferLog) -> bool:
+        ours = self._watch.recipients
+        return ours is None or transfer.recipient in ours
+
+    async def _end_of(self, step: FetchRange) -> BlockRef:
+        header = await self._reader.header(step.last)
+        if header is None:
+            raise InconsistentNode(f"the node has no block {step.last} below its head")
+        return header.ref
+
+    async def _logs(self, step: FetchRange) -> list[Json]:
+        bounds = {"fromBlock": hex(step.first), "toBlock": hex(step.last)}
+        logs = await self._rpc.call("eth_getLogs", {**self._watch.log_filter(), **bounds})
+        if not isinstance(logs, list):
+            raise InconsistentNode("eth_getLogs did not return a list")
+        return logs
+
+    async def _verify_and_read(
+        self, cursor: BlockRef, end: BlockRef, transfers: Sequence[TransferLog]
+    ) -> tuple[Header, dict[TxHash, Transaction]]:
+        """Look at both ends of the range again; in the same request read the transactions."""
+        hashes = list(dict.fromkeys(transfer.tx_hash for transfer in transfers))
+        # The parent hash of the very next block tells of the cursor; else the node is asked.
+        below = [] if end.number == cursor.number + 1 else [header_call(cursor.number)]
+        calls = [Call(method="eth_getTransactionByHash", params=(h,)) for h in hashes]
+        answers = await self._rpc.call_all([header_call(end.number), *below, *calls])
+        header = decode_header(answers[0])
+        if header is None or not is_end_sound(end, header):
+            if header is not None:
+                raise RangeMoved(f"block {end.number} was replaced while its range was read")
+            raise InconsistentNode(f"block {end.number} changed while its range was read")
+        at_cursor = decode_header(answers[1]) if below else None
+        if below and at_cursor is None:
+            raise InconsistentNode(f"the node has block {end.number} and not {cursor.number}")
+        if not follows_cursor(cursor, header, at_cursor):
+            raise ForkBelowCursor(f"block {header.number} is not built upon the cursor {cursor}")
+        found = dict(zip(hashes, map(decode_transaction, answers[1 + len(below) :]), strict=True))
+        return header, _checked_transactions(transfers, found, end)
+
+    async def _observe(
+        self,
+        transfers: Sequence[TransferLog],
+        transactions: dict[TxHash, Transaction],
+        end: Header,
+    ) -> list[ObservedPayment]:
+        token = self._watch.token
+        indirect = [t for t in transfers if not is_direct_call(transactions[t.tx_hash], token)]
+        authorizations = await self._authorizations(indirect)
+        times = await self._block_times(transfers, end)
+        company = Counter((t.tx_hash, t.recipient) for t in transfers)
+        return [
+            ObservedPayment(
+                log=t,
+                block_time=time_of(times[t.block.number]),
+                evidence=_authorization_evidence(t, authorizations)
+                or evidence_of_call(transactions[t.tx_hash], t, token),
+                transfers_in_tx=company[t.tx_hash, t.recipient],
+            )
+            for t in transfers
+        ]
+
+    async def _authorizations(
+        self, transfers: Sequence[TransferLog]
+    ) -> dict[tuple[TxHash, int], AuthorizationLog]:
+        """Return the `AuthorizationUsed` logs of these payers, by transaction and log index.
+
+        One call for a whole range: the payers are the filter. Direct transfers need none.
+        """
+        if not transfers:
+            return {}
+        payers = sorted({topic_of_address(transfer.sender) for transfer in transfers})
+        first = min(transfer.block.number for transfer in transfers)
+        last = max(transfer.block.number for transfer in transfers)
+        base = {"address": self._watch.token, "fromBlock": hex(first), "toBlock": hex(last)}
+        calls = [
+            Call(
+                method="eth_getLogs",
+                params=(
+                    {
+                        **base,
+                        "topics": [AUTHORIZATION_USED_TOPIC, payers[at : at + MAX_AUTHORIZERS]],
+                    },
+                ),
+            )
+            for at in range(0, len(payers), MAX_AUTHORIZERS)
+        ]
+        found = {}
+        for logs in await self._rpc.call_all(calls):
+            if not isinstance(logs, list):
+                raise InconsistentNode("eth_getLogs did not return a list")
+            for entry in logs:
+                used = decode_authorization(entry, self._watch.token)
+                if used is not None:
+                    found[used.tx_hash, used.log_index] = used
+        return found
+
+    async def _block_times(self, transfers: Sequence[TransferLog], end: Header) -> dict[int, int]:
+        """Return block times in Unix milliseconds; asks only where the logs do not carry them."""
+        times = {t.block.number: t.timestamp_ms for t in transfers if t.timestamp_ms is not None}
+        times[end.number] = end.timestamp_ms
+        unknown = {t.block.number: t.block for t in transfers if t.block.number not in times}
+        for header in await self._reader.headers(list(unknown)) if unknown else ():
+            if header is None or header.ref != unknown.get(header.number):
+                raise InconsistentNode("a paying block is not where its log says")
+            times[header.number] = header.timestamp_ms
+        return times
+
+
+def _checked_transactions(
+    transfers: Sequence[TransferLog], found: dict[TxHash, Transaction | None], end: BlockRef
+) -> dict[TxHash, Transaction]:
+    """Return the transactions by hash, each in the block that all of its logs name."""
+    for transfer in transfers:
+        transaction, block = found[transfer.tx_hash], transfer.block
+        if transaction is None or transaction.block_hash != block.hash:
+            raise InconsistentNode(f"transaction {transfer.tx_hash} is not where its log says")
+        if block.number == end.number and block != end:
+            raise InconsistentNode(
+                f"a log of block {end.number} is of another block than its range"
+            )
+    return {tx_hash: transaction for tx_hash, transaction in found.items() if transaction}
+
+
+def _check_range(transfers: Sequence[TransferLog], step: FetchRange) -> None:
+    """A node that answers with logs from outside the range answered another question."""
+    for transfer in transfers:
+        if not step.first <= transfer.block.number <= step.last:
+            raise InconsistentNode(f"eth_getLogs returned a log of block {transfer.block.number}")
+
+
+def _authorization_evidence(
+    transfer: TransferLog, authorizations: dict[tuple[TxHash, int], AuthorizationLog]
+) -> tuple[Evidence, ...]:
+    """The token marks an authorization as used right before it moves the money: index - 1."""
+    used = authorizations.get((transfer.tx_hash, transfer.log_index - 1))
+    if used is None or used.authorizer != transfer.sender or used.block != transfer.block:
+        return ()
+    memo = memo_of_nonce(used.nonce)
+    if memo is None:
+        return ()
+    return (Evidence(memo=memo, source=MemoSource.AUTHORIZATION, signer=Signer.PAYER),)
