@@ -12,6 +12,9 @@ from oncepaid.domain.errors import Permanent
 _LOCK: Final = 0x6F6E6365  # "once"; any number that no other application takes
 
 
+LOCK_TIMEOUT_S: Final = 10
+
+
 class MigrationMismatch(Permanent):
     """The database was migrated by files that differ from ours, or by a newer version."""
 
@@ -49,8 +52,8 @@ async def missing_migrations(database: Database) -> int:
     async with database.connection() as connection:
         if await connection.fetchval("SELECT to_regclass('oncepaid_migrations') IS NULL"):
             return len(load_migrations())
-        applied = await connection.fetchval("SELECT count(*) FROM oncepaid_migrations")
-    return len(load_migrations()) - int(applied)
+        rows = await connection.fetch("SELECT number FROM oncepaid_migrations")
+    return len({m.number for m in load_migrations()} - {row["number"] for row in rows})
 
 
 async def migrate(database: Database, migrations: Sequence[Migration] | None = None) -> list[str]:
@@ -61,6 +64,8 @@ async def migrate(database: Database, migrations: Sequence[Migration] | None = N
     """
     ours = load_migrations() if migrations is None else migrations
     async with database.transaction() as connection:
+        # A long transaction of the host must not queue everybody behind us.
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
         await connection.execute(
             """

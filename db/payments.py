@@ -16,11 +16,14 @@ from oncepaid.domain.memo import Memo
 from oncepaid.domain.money import Units, units_of_price
 from oncepaid.domain.payments import (
     CreditedPayment,
+    Crediting,
     Evidence,
     MatchedPayment,
     MemoSource,
     ObservedPayment,
     PaymentId,
+    Reason,
+    ReturnedPayment,
     SeenPayment,
     Signer,
 )
@@ -116,10 +119,11 @@ SELECT id, job_id, block_number, block_hash, block_time, amount_units,
 _UNMATCH = """
 UPDATE payments p
    SET status = 'unmatched',
-       reason = CASE WHEN j.status = 'pending' THEN 'underpaid' ELSE 'duplicate' END
+       reason = CASE WHEN j.status <> 'pending' THEN 'duplicate'
+                     WHEN j.price_usdc IS NULL THEN 'job_not_payable' ELSE 'underpaid' END
   FROM jobs j
  WHERE p.id = ANY($1::bigint[]) AND p.status = 'matched' AND j.id = p.job_id
-RETURNING p.id
+RETURNING p.id, p.tx_hash, p.amount_units, p.reason, j.job_uuid::text AS job_uuid
 """
 
 # Locks payments before jobs, and both in order, as `_SEEN` and `_JOBS_NAMED` do.
@@ -218,7 +222,7 @@ class PaymentStore:
             rows = await connection.fetch(_MATCHED, after, limit, self._chain_id)
         return [_matched_of(row) for row in rows]
 
-    async def credit(self, payments: Sequence[PaymentId]) -> list[CreditedPayment]:
+    async def credit(self, payments: Sequence[PaymentId]) -> Crediting:
         """Credit payments and make their jobs `paid`, in one transaction.
 
         `payments` holds all matched payments of each job it speaks of. Where a host closed the
@@ -226,11 +230,13 @@ class PaymentStore:
         """
         async with self._database.transaction() as connection:
             rows = await connection.fetch(_CREDIT, payments)
-            if len(rows) < len(payments):
-                credited = {row["id"] for row in rows}
-                rest = [payment for payment in payments if payment not in credited]
-                await connection.execute(_UNMATCH, rest)
-        return [_credited_of(row) for row in rows]
+            credited = {row["id"] for row in rows}
+            rest = [payment for payment in payments if payment not in credited]
+            returned = await connection.fetch(_UNMATCH, rest) if rest else []
+        return Crediting(
+            credited=[_credited_of(row) for row in rows],
+            returned=[_returned_of(row) for row in returned],
+        )
 
 
 def _row_of(payment: ObservedPayment) -> tuple[Any, ...]:
@@ -337,4 +343,14 @@ def _credited_of(row: asyncpg.Record) -> CreditedPayment:
         job_uuid=row["job_uuid"],
         service_key=row["service_key"],
         waited_s=row["waited_s"],
+    )
+
+
+def _returned_of(row: asyncpg.Record) -> ReturnedPayment:
+    return ReturnedPayment(
+        id=row["id"],
+        tx_hash=row["tx_hash"],
+        units=Units(int(row["amount_units"])),
+        job_uuid=row["job_uuid"],
+        reason=Reason(row["reason"]),
     )

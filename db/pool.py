@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from oncepaid.domain.errors import DatabaseUnavailable
+from oncepaid.domain.errors import DatabaseRefused, DatabaseUnavailable
 
 if TYPE_CHECKING:
     # Generic for type checkers only.
@@ -27,7 +27,10 @@ CLOSE_TIMEOUT_S: Final = 3.0
 # (53), operator intervention (57), system error (58). 25006 is a read-only server: a standby
 # that has not been promoted yet, 0A000 as `InvalidCachedStatementError` a statement that was
 # prepared before a migration of somebody else.
-_PASSING: Final = ("08", "40", "53", "57", "58", "25006")
+# 55P03 is a lock that a migration did not get in time.
+_PASSING: Final = ("08", "40", "53", "57", "58", "25006", "55P03")
+# Wrong password (28), no such database (3D), not allowed (42501).
+_REFUSED: Final = ("28", "3D", "42501")
 
 
 @contextmanager
@@ -39,6 +42,8 @@ def translated_errors() -> Iterator[None]:
         is_outdated = isinstance(exc, asyncpg.InvalidCachedStatementError)
         if is_outdated or (exc.sqlstate or "").startswith(_PASSING):
             raise DatabaseUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        if (exc.sqlstate or "").startswith(_REFUSED):
+            raise DatabaseRefused(f"the database refuses us: {exc}") from exc
         raise
     except (asyncpg.InterfaceError, OSError, TimeoutError) as exc:
         raise DatabaseUnavailable(f"{type(exc).__name__}: {exc}") from exc

@@ -34,6 +34,7 @@ ENV_PREFIX: Final = "ONCEPAID__"
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 """Circle, "USDC contract addresses", Base mainnet."""
+MAX_PRICE_UNITS: Final = 10**15
 ANY_RECIPIENT: Final = "*"
 
 
@@ -59,8 +60,7 @@ def _known_address(text: str) -> Address:
 
 def _url_of(schemes: tuple[str, ...]) -> AfterValidator:
     def check(url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in schemes or not parts.hostname:
+        if not _is_url(url, schemes):
             # The address itself may hold a key and stays out of the message.
             raise ValueError(f"each must be a URL that starts with {' or '.join(schemes)}://")
         return url
@@ -68,9 +68,19 @@ def _url_of(schemes: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _price(value: object) -> object:
     if isinstance(value, int | float | str | Decimal) and not isinstance(value, bool):
-        parse_usdc(str(value))
+        if parse_usdc(str(value)) > MAX_PRICE_UNITS:
+            raise ValueError("is more than 1,000,000,000 USDC")
         return Decimal(str(value))
     return value
 
@@ -162,15 +172,15 @@ class ConfirmationSettings(_Section):
 
 
 class MatchingSettings(_Section):
-    job_lifetime_s: Seconds = 86_400
+    job_lifetime_s: float = Field(86_400, ge=60, le=10 * 365 * 86_400)
     late_grace_s: Seconds = 3_600
     quarantine_s: Seconds = 86_400
     amount_fallback: bool = True
 
 
 class ModelPrice(_Section):
-    input_usd_per_mtok: Decimal = Field(ge=0)
-    output_usd_per_mtok: Decimal = Field(ge=0)
+    input_usd_per_mtok: Decimal = Field(ge=0, le=10_000)
+    output_usd_per_mtok: Decimal = Field(ge=0, le=10_000)
 
 
 class ClaudeSettings(_Section):
@@ -219,10 +229,16 @@ class DatabaseSettings(_Section):
     @classmethod
     def _check_url(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
-        if not url.startswith(("postgresql://", "postgres://")) and not (
-            url.startswith("embedded:") and url != "embedded:"
-        ):
+        if url.startswith("embedded:") and url != "embedded:":
+            return value
+        if not url.startswith(("postgresql://", "postgres://")):
             raise ValueError("must be postgresql://… or embedded:DIR")
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            # The text itself may hold a password and stays out of the message.
+            problem = "is not a readable URL: special characters in it must be percent-encoded"
+            raise ValueError(problem) from None
         return value
 
 

@@ -18,6 +18,7 @@ from oncepaid.domain.text import storable_text
 from processors.services import Service
 
 MAX_RETRY_AFTER_S: Final = 3600.0
+API_URL: Final = "https://api.anthropic.com"
 MODEL_CHECK_TIMEOUT_S: Final = 10.0
 MAX_TOKENS_TOLD: Final = 10**8
 """A larger count is none; the database's columns end at 2^31."""
@@ -64,7 +65,10 @@ class Claude:
     """Does one call at a time for each caller; safe to share."""
 
     def __init__(self, *, api_key: str, base_url: str | None) -> None:
-        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0)
+        # The address in full: the SDK would take ANTHROPIC_BASE_URL from the environment.
+        self._client = anthropic.AsyncAnthropic(
+            api_key=api_key, base_url=base_url or API_URL, max_retries=0
+        )
 
     async def __aenter__(self) -> Self:
         return self

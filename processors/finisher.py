@@ -15,7 +15,6 @@ from oncepaid.domain.generation import (
     Complete,
     Fail,
     FinishedJob,
-    Outcome,
     TryAgain,
     Verdict,
     decide_verdict,
@@ -108,7 +107,5 @@ def _verdict_of(job: AnsweredJob, budget: Budget) -> Verdict:
 
 def retry_delay(job: AnsweredJob, uniform: Callable[[], float]) -> timedelta:
     """Return when to try again: after the provider's `retry-after`, with jitter on top."""
-    if job.result.outcome is Outcome.CANCELLED:
-        return timedelta(0)
     backoff_s = GENERATION_BACKOFF.delay_s(job.failures_in_row + 1, uniform)
     return timedelta(seconds=backoff_s + (job.result.retry_after_s or 0.0))

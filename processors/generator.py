@@ -1,7 +1,7 @@
 """paid → in_progress: claims jobs, asks Claude, and stores what came of it for the finisher."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -71,6 +71,7 @@ class Generator:
         self._announce = announce
         self._metrics = metrics
         self._running: dict[AttemptId, asyncio.Task[None]] = {}
+        self._storing: set[AttemptId] = set()
         self._claiming: asyncio.Task[list[ClaimedJob]] | None = None
         self._is_over_budget = False
 
@@ -103,15 +104,22 @@ class Generator:
                     task.cancel()
 
     async def stop(self) -> None:
-        """Cut the running calls short and give their jobs back, within `RELEASE_TIMEOUT_S`."""
+        """Give the running jobs back, within twice `RELEASE_TIMEOUT_S`.
+
+        Calls under way are cut short; answers that have come are stored first.
+        """
+        for attempt, task in self._running.items():
+            if attempt not in self._storing:
+                task.cancel()
+        if storing := [self._running[attempt] for attempt in self._storing]:
+            await asyncio.wait(storing, timeout=RELEASE_TIMEOUT_S)
         attempts, tasks = list(self._running), list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                if self._claiming is not None:
-                    attempts += [job.attempt for job in await self._claiming]
+                attempts += await self._claimed_last()
                 if attempts:
                     released = await self._work.release(attempts)
                     log.info("generation.released", count=released)
@@ -119,8 +127,18 @@ class Generator:
             # Nothing is lost: the leases run out by themselves.
             log.warning("generation.release_failed", error=str(exc))
 
+    async def _claimed_last(self) -> list[AttemptId]:
+        """Return what a claim got that the stop cut off half-way."""
+        if self._claiming is None:
+            return []
+        try:
+            return [job.attempt for job in await self._claiming]
+        except Retryable:
+            return []
+
     def _ended(self, attempt: AttemptId, _: asyncio.Task[None]) -> None:
         self._running.pop(attempt, None)
+        self._storing.discard(attempt)
         self._announce()
 
     async def _budget_is_spent(self) -> bool:
@@ -170,10 +188,15 @@ class Generator:
             return AttemptResult(outcome=Outcome.BAD_INPUT, message=prompt.message)
         result = await self._model.generate(service, prompt.text)
         price = self._prices.get(service.model)
-        return replace(result, cost_usd=cost_of(result, price)) if price else result
+        if price is None:
+            return result
+        sent_bytes = len(service.system_prompt.encode()) + len(prompt.text.encode())
+        cost = cost_of(result, price, prompt_bytes=sent_bytes, max_tokens=service.max_tokens)
+        return replace(result, cost_usd=cost)
 
     async def _store(self, job: ClaimedJob, result: AttemptResult) -> None:
         """Store the result, however long the database is away: the answer is paid for."""
+        self._storing.add(job.attempt)
         is_reduced = False
         while True:
             try:
@@ -200,20 +223,23 @@ class Generator:
                 outcome=result.outcome,
                 request_id=result.request_id,
             )
-        configured: Collection[str] = {known.model for known in self._services.values()}
-        model = result.model if result.model in configured else "other"
-        if result.model is not None:
-            self._metrics.claude_requests.labels(model=model, outcome=result.outcome).inc()
-        for kind, count in (("input", result.input_tokens), ("output", result.output_tokens)):
-            self._metrics.claude_tokens.labels(model=model, kind=kind).inc(count or 0)
+        known = self._services.get(job.service_key or "")
+        if known is not None and result.model is not None:
+            self._count_call(known.model, result)
         self._metrics.claude_cost_usd.labels(service=service).inc(float(result.cost_usd or 0))
         self._metrics.observe_stage("generated", took_s)
+
+    def _count_call(self, model: str, result: AttemptResult) -> None:
+        """Labelled by the configured name: the API may answer with a dated one."""
+        self._metrics.claude_requests.labels(model=model, outcome=result.outcome).inc()
+        for kind, count in (("input", result.input_tokens), ("output", result.output_tokens)):
+            self._metrics.claude_tokens.labels(model=model, kind=kind).inc(count or 0)
 
 
 def _internal_error(exc: Exception, spent: AttemptResult | None = None) -> AttemptResult:
     """Return the end of an attempt that a bug of ours spoiled; what it cost stays counted."""
     return AttemptResult(
-        outcome=Outcome.UNREADABLE,
+        outcome=Outcome.INTERNAL_ERROR,
         message=f"internal error: {type(exc).__name__}",
         cost_usd=spent.cost_usd if spent else None,
     )

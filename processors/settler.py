@@ -17,7 +17,13 @@ from oncepaid.domain.finality import (
 )
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
-from oncepaid.domain.payments import CreditedPayment, MatchedPayment, PaymentId
+from oncepaid.domain.payments import (
+    CreditedPayment,
+    Crediting,
+    MatchedPayment,
+    PaymentId,
+    ReturnedPayment,
+)
 from oncepaid.metrics import Metrics
 from processors.services import label_of
 
@@ -28,7 +34,7 @@ JOBS_PER_PAGE: Final = 500
 
 class Ledger(Protocol):
     async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]: ...
-    async def credit(self, payments: Sequence[PaymentId]) -> list[CreditedPayment]: ...
+    async def credit(self, payments: Sequence[PaymentId]) -> Crediting: ...
 
 
 class Chain(Protocol):
@@ -53,6 +59,7 @@ class Settler:
         self._tiers = tuple(tiers)
         self._services = services
         self._metrics = metrics
+        self._moved: set[PaymentId] = set()
 
     async def step(self) -> bool:
         """Look at every matched payment once and credit what is ready. Never asks for more."""
@@ -69,14 +76,21 @@ class Settler:
         # The last look before money counts: is each block still the one that the log came from?
         hashes = await self._chain.hashes(sorted({payment.block.number for payment in ready}))
         moved = {p.job_id for p in ready if hashes.get(p.block.number) != p.block.hash}
-        for payment in ready:
-            if hashes.get(payment.block.number) != payment.block.hash:
-                log.warning(
-                    "payment.block_not_found", payment_id=payment.id, block=payment.block.number
-                )
+        self._warn_of({p.id for p in ready if p.job_id in moved})
         sound = [payment.id for payment in ready if payment.job_id not in moved]
-        for credited in await self._ledger.credit(sound) if sound else ():
+        if not sound:
+            return
+        crediting = await self._ledger.credit(sound)
+        for credited in crediting.credited:
             self._tell(credited)
+        for returned in crediting.returned:
+            self._tell_returned(returned)
+
+    def _warn_of(self, moved: set[PaymentId]) -> None:
+        """Say once of each payment that its block is gone; it is looked at again every round."""
+        for payment_id in moved - self._moved:
+            log.warning("payment.block_not_found", payment_id=payment_id)
+        self._moved |= moved
 
     async def _heads_for(self, matched: Sequence[MatchedPayment]) -> ChainHeads:
         """Ask for the heads that some of these payments wait for, and for no others."""
@@ -113,3 +127,16 @@ class Settler:
             service=label_of(credited.service_key, self._services)
         ).inc(usdc)
         self._metrics.observe_stage("credited", credited.waited_s)
+
+    def _tell_returned(self, returned: ReturnedPayment) -> None:
+        log.warning(
+            "payment.unmatched",
+            payment_id=returned.id,
+            tx_hash=returned.tx_hash,
+            usdc=format_usdc(returned.units),
+            job_uuid=returned.job_uuid,
+            reason=returned.reason,
+            meaning=returned.reason.sentence,
+        )
+        self._metrics.payments.labels(status="unmatched", reason=returned.reason).inc()
+        self._metrics.payments_usdc.labels(status="unmatched").inc(returned.units / UNITS_PER_USDC)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,12 +20,18 @@ from db.pool import Database
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+# Settings, SDKs and PostgreSQL's client read the environment: nothing of the machine's may leak in,
+# to session fixtures neither.
+for _name in list(os.environ):
+    if _name.startswith(("ONCEPAID", "ANTHROPIC_", "CREDENTIALS_", "NOTIFY_", "PG")):
+        del os.environ[_name]
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings and SDKs read the environment: nothing of the machine's may leak in."""
-    for name in list(os.environ):
-        if name.startswith(("ONCEPAID", "ANTHROPIC_", "CREDENTIALS_", "NOTIFY_", "PG")):
-            monkeypatch.delenv(name)
+def _stack_of_the_daemon() -> None:
+    # web3 brings py_ecc, which raises the limit to 100,000 for the whole process: there, JSON that
+    # is nested too deep ends in a segmentation fault. The daemon imports neither.
+    sys.setrecursionlimit(1000)
 
 
 @pytest.fixture(scope="session")

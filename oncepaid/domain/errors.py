@@ -42,5 +42,9 @@ class ForkBelowCursor(Permanent):
     """The block the cursor stands on is no longer on the node's chain."""
 
 
+class DatabaseRefused(Permanent):
+    """PostgreSQL answers and will not let us in: a wrong password, database or permission."""
+
+
 class DatabaseUnavailable(Retryable):
     """PostgreSQL is away, restarting, too slow, or aborted this transaction."""

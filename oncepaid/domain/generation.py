@@ -23,7 +23,8 @@ class Outcome(StrEnum):
     - `finish`: the answer is the result.
     - `fail`: the answer will not change; the job is `failed`.
     - `again`: it may come out better next time; uses up one of the job's attempts.
-    - `wait`: somebody else's service is down or said no for now; uses up none.
+    - `wait`: somebody else's service is down, hangs or said no for now; uses up no attempt. What a
+      call may have cost is booked, so that waiting ends at the job's cost limit.
     """
 
     course: Literal["finish", "fail", "again", "wait"]
@@ -38,9 +39,11 @@ class Outcome(StrEnum):
     LOST = "lost", "fail"
     TRUNCATED = "truncated", "again"
     UNPARSABLE = "unparsable", "again"
+    ODD_STOP = "odd_stop", "again"
+    INTERNAL_ERROR = "internal_error", "again"
     SCHEMA_MISMATCH = "schema_mismatch", "again"
-    UNREADABLE = "unreadable", "again"
-    TIMED_OUT = "timed_out", "again"
+    UNREADABLE = "unreadable", "wait"
+    TIMED_OUT = "timed_out", "wait"
     RATE_LIMITED = "rate_limited", "wait"
     OVERLOADED = "overloaded", "wait"
     SERVER_ERROR = "server_error", "wait"
@@ -208,7 +211,7 @@ def judge_answer(answer: ModelAnswer, validate: Validator | None) -> AttemptResu
         case "model_context_window_exceeded":
             return ended(Outcome.CONTEXT_EXCEEDED, "the input is too long for the model")
         case other:
-            return ended(Outcome.UNREADABLE, f"the answer ended with stop_reason {other!r}")
+            return ended(Outcome.ODD_STOP, f"the answer ended with stop_reason {other!r}")
     output = extract_object(answer.text)
     if output is None:
         return ended(Outcome.UNPARSABLE, "the answer contains no JSON object")

@@ -141,3 +141,22 @@ class CreditedPayment:
     job_uuid: str
     service_key: str | None
     waited_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnedPayment:
+    """A matched payment that could not be credited and is unmatched again."""
+
+    id: PaymentId
+    tx_hash: TxHash
+    units: Units
+    job_uuid: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crediting:
+    """What one transaction of the settler did."""
+
+    credited: list[CreditedPayment]
+    returned: list[ReturnedPayment]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from oncepaid.domain.generation import AttemptResult
+from oncepaid.domain.generation import AttemptResult, Outcome
 
 _MILLION: Final = Decimal(1_000_000)
 _MICRO: Final = Decimal("0.000001")
@@ -18,15 +18,24 @@ class Price:
     output_usd_per_mtok: Decimal
 
 
-def cost_of(result: AttemptResult, price: Price) -> Decimal | None:
-    """Return the dollars of an attempt, to the millionth; None where no usage is known.
+_MAYBE_BILLED: Final = frozenset({Outcome.TIMED_OUT, Outcome.UNREADABLE})
+"""The request was sent, and what came of it is unknown: the provider may have charged for it."""
 
-    Cached input is counted at the full price: an upper bound.
+
+def cost_of(
+    result: AttemptResult, price: Price, *, prompt_bytes: int, max_tokens: int
+) -> Decimal | None:
+    """Return the dollars of an attempt, to the millionth; None where nothing was charged.
+
+    Cached input is counted at the full price, and a call whose usage is unknown at the most that it
+    can have cost (a token has at least a byte): upper bounds, so that limits hold.
     """
-    if result.input_tokens is None or result.output_tokens is None:
-        return None
+    tokens_in, tokens_out = result.input_tokens, result.output_tokens
+    if tokens_in is None or tokens_out is None:
+        if result.outcome not in _MAYBE_BILLED:
+            return None
+        tokens_in, tokens_out = prompt_bytes, max_tokens
     dollars = (
-        result.input_tokens * price.input_usd_per_mtok
-        + result.output_tokens * price.output_usd_per_mtok
+        tokens_in * price.input_usd_per_mtok + tokens_out * price.output_usd_per_mtok
     ) / _MILLION
     return dollars.quantize(_MICRO)

@@ -44,7 +44,7 @@ async def pay(database: Database, *units: int) -> tuple[Job, list[PaymentId]]:
 async def test_job_and_payments_together(database: Database, ledger: PaymentStore) -> None:
     job, ids = await pay(database, 400_000, 700_000)
     other, _ = await pay(database, PRICE)
-    credited = await ledger.credit(ids)
+    credited = (await ledger.credit(ids)).credited
     assert sorted((each.id, each.job_id, each.units) for each in credited) == [
         (ids[0], job.id, 400_000),
         (ids[1], job.id, 700_000),
@@ -61,7 +61,7 @@ async def test_twice_counts_once(database: Database, ledger: PaymentStore) -> No
     job, ids = await pay(database, PRICE)
     await ledger.credit(ids)
     before = await job_row(database, job.id)
-    assert await ledger.credit(ids) == []
+    assert (await ledger.credit(ids)).credited == []
     assert await standing(database, ids) == [CREDITED]
     assert await job_row(database, job.id) == before
 
@@ -69,7 +69,12 @@ async def test_twice_counts_once(database: Database, ledger: PaymentStore) -> No
 async def test_at_once_counts_once(database: Database, ledger: PaymentStore) -> None:
     paid = [await pay(database, 500_000, 500_000) for _ in range(10)]
     ids = [payment for _, group in paid for payment in group]
-    answers = await asyncio.gather(ledger.credit(ids), ledger.credit(ids[::-1]), ledger.credit(ids))
+    answers = [
+        answer.credited
+        for answer in await asyncio.gather(
+            ledger.credit(ids), ledger.credit(ids[::-1]), ledger.credit(ids)
+        )
+    ]
     assert sorted(each.id for answer in answers for each in answer) == sorted(ids)
     assert await standing(database, ids) == [CREDITED] * 20
     sums = await rows(database, "SELECT DISTINCT status, credited_units FROM jobs")
@@ -103,7 +108,7 @@ async def test_a_crash_in_between_credits_nothing(own_database: Database) -> Non
         ("status = 'completed'", "duplicate"),
         ("status = 'paid'", "duplicate"),
         ("price_usdc = 1.000001", "underpaid"),
-        ("price_usdc = NULL", "underpaid"),
+        ("price_usdc = NULL", "job_not_payable"),
         ("price_usdc = 'NaN'", "underpaid"),
     ],
 )
@@ -113,7 +118,7 @@ async def test_host_changed_the_job_meanwhile(
     job, ids = await pay(database, 500_000, 500_000)
     sound, sound_ids = await pay(database, PRICE)
     await execute(database, f"UPDATE jobs SET {change} WHERE id = $1", job.id)
-    credited = await ledger.credit([*ids, *sound_ids])
+    credited = (await ledger.credit([*ids, *sound_ids])).credited
     assert [each.job_id for each in credited] == [sound.id]
     assert await standing(database, ids) == [("unmatched", reason)] * 2
     assert (await job_row(database, job.id))["credited_units"] == 0
@@ -130,11 +135,11 @@ async def test_host_changes_the_job_at_the_same_time(
         async with lock_waits(database, host):
             crediting = tasks.create_task(ledger.credit(ids))
     if "status" in change:
-        assert crediting.result() == []
+        assert crediting.result().credited == []
         assert await standing(database, ids) == [("unmatched", "duplicate")]
         assert (await job_row(database, job.id))["status"] == "refunded"
     else:
-        assert [each.id for each in crediting.result()] == ids
+        assert [each.id for each in crediting.result().credited] == ids
         assert await standing(database, ids) == [CREDITED]
         assert (await job_row(database, job.id))["status"] == "paid"
 
@@ -146,14 +151,14 @@ async def test_payment_that_is_matched_no_more(
     """Its block left the chain, or an operator dealt with it, since it was loaded."""
     job, ids = await pay(database, PRICE)
     await execute(database, "UPDATE payments SET status = $1", status)
-    assert await ledger.credit(ids) == []
+    assert (await ledger.credit(ids)).credited == []
     assert await standing(database, ids) == [(status, None)]
     assert (await job_row(database, job.id))["status"] == "pending"
 
 
 async def test_part_of_a_group_is_not_credited(database: Database, ledger: PaymentStore) -> None:
     job, ids = await pay(database, 400_000, 600_000)
-    assert await ledger.credit(ids[:1]) == []
+    assert (await ledger.credit(ids[:1])).credited == []
     assert (await job_row(database, job.id))["status"] == "pending"
     assert (await standing(database, ids))[1] == MATCHED
 
@@ -177,7 +182,7 @@ async def test_price_of_finer_decimals_is_not_undercut(
     ids = await match(own_database, observed(PRICE, job.memo))
     assert await standing(own_database, ids) == [("unmatched", "underpaid")]
     ids += await match(own_database, observed(1, job.memo))
-    assert len(await PaymentStore(own_database, CHAIN).credit(ids)) == 2
+    assert len((await PaymentStore(own_database, CHAIN).credit(ids)).credited) == 2
     assert (await job_row(own_database, job.id))["price_usdc"] == Decimal("1.0000001")
 
 
@@ -196,4 +201,4 @@ async def test_pages_of_matched_payments(database: Database, ledger: PaymentStor
 
 async def test_a_batch_of_many_jobs(database: Database, ledger: PaymentStore) -> None:
     ids = [payment for _ in range(30) for payment in (await pay(database, PRICE))[1]]
-    assert len(await ledger.credit(ids)) == 30
+    assert len((await ledger.credit(ids)).credited) == 30

@@ -228,7 +228,7 @@ async def test_answers_that_will_not_change_fail_at_once(
         (message('{"ok"', stop_reason="max_tokens"), "truncated"),
         (message({"ok": "perhaps"}), "schema_mismatch"),
         (message("no JSON here"), "unparsable"),
-        (raw("<html>", content_type="text/html"), "unreadable"),
+        (message({"ok": True}, stop_reason="pause_turn"), "odd_stop"),
     ],
 )
 async def test_bad_answers_use_up_the_attempts(

@@ -298,7 +298,7 @@ async def test_what_the_database_refuses_ends_as_an_outcome(
     with capture_logs() as logs:
         await rig.round()
     assert "generation.bug" in {entry["event"] for entry in logs}
-    assert await outcomes_of(database, job) == ["unreadable"]
+    assert await outcomes_of(database, job) == ["internal_error"]
     assert (await job_row(database, job)).status == "paid"
     (attempt,) = await attempt_rows(database, job)
     assert attempt["cost_usd"] > 0, "what was spent stays counted"

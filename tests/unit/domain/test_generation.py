@@ -37,8 +37,10 @@ FINAL = [
     "request_rejected",
     "lost",
 ]
-AGAIN = ["truncated", "unparsable", "schema_mismatch", "unreadable", "timed_out"]
+AGAIN = ["truncated", "unparsable", "schema_mismatch", "odd_stop", "internal_error"]
 WAIT = [
+    "unreadable",
+    "timed_out",
     "rate_limited",
     "overloaded",
     "server_error",
@@ -136,10 +138,10 @@ GOOD = '{"a": 1}'
         (answer(GOOD, "refusal", "nul \0"), Outcome.REFUSED, ": nul \ufffd"),
         (answer(GOOD, "max_tokens"), Outcome.TRUNCATED, "token limit"),
         (answer(GOOD, "model_context_window_exceeded"), Outcome.CONTEXT_EXCEEDED, "too long"),
-        (answer(GOOD, "tool_use"), Outcome.UNREADABLE, "'tool_use'"),
-        (answer(GOOD, "pause_turn"), Outcome.UNREADABLE, "'pause_turn'"),
-        (answer(GOOD, "brand_new"), Outcome.UNREADABLE, "'brand_new'"),
-        (answer(GOOD, None), Outcome.UNREADABLE, "None"),
+        (answer(GOOD, "tool_use"), Outcome.ODD_STOP, "'tool_use'"),
+        (answer(GOOD, "pause_turn"), Outcome.ODD_STOP, "'pause_turn'"),
+        (answer(GOOD, "brand_new"), Outcome.ODD_STOP, "'brand_new'"),
+        (answer(GOOD, None), Outcome.ODD_STOP, "None"),
         (answer(""), Outcome.UNPARSABLE, "no JSON object"),
         (answer("Sorry, no."), Outcome.UNPARSABLE, "no JSON object"),
         (answer("[1, 2]"), Outcome.UNPARSABLE, "no JSON object"),

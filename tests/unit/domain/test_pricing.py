@@ -41,4 +41,21 @@ def test_costs(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
     )
-    assert cost_of(result, price) == cost
+    assert cost_of(result, price, prompt_bytes=7, max_tokens=9) == cost
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cost"),
+    [
+        (Outcome.TIMED_OUT, Decimal("0.0204")),
+        (Outcome.UNREADABLE, Decimal("0.0204")),
+        (Outcome.RATE_LIMITED, None),
+        (Outcome.NO_CONNECTION, None),
+        (Outcome.REFUSED, None),
+    ],
+)
+def test_a_call_that_may_have_been_billed_is_booked_at_the_most_that_it_can_cost(
+    outcome: Outcome, cost: Decimal | None
+) -> None:
+    result = AttemptResult(outcome=outcome, message="no usage is known")
+    assert cost_of(result, SONNET, prompt_bytes=200, max_tokens=2000) == cost
