@@ -36,7 +36,7 @@ class OrderStore:
         price_usdc: Decimal | None,
         pay_to: Address | None,
     ) -> Order | None:
-        """Insert a pending job and return it; None where no active skill has that key."""
+        """Insert a pending job; None where no active skill with a price has that key."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
                 """
@@ -48,7 +48,7 @@ class OrderStore:
                   FROM skills
                  WHERE coalesce(nullif(service_key, ''),
                                 lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1
-                   AND coalesce(is_active, true)
+                   AND coalesce(is_active, true) AND coalesce($3::numeric, price_usdc) IS NOT NULL
                  ORDER BY id LIMIT 1
                 RETURNING id, job_uuid::text AS job_uuid, price_usdc, memo, unique_amount_units,
                           expires_at::timestamptz AS expires_at

@@ -29,7 +29,7 @@ _PAYMENT_COLUMNS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The tables in numbers. Ages are seconds, amounts are units."""
+    """The tables in numbers. Amounts are units; ages are seconds, of jobs that are ours."""
 
     jobs: Mapping[str, int]
     oldest_job_age_s: Mapping[str, float]
@@ -59,7 +59,9 @@ class Reports:
             jobs = await connection.fetch(
                 """
                 SELECT status, count(*) AS n,
-                       extract(epoch FROM now() - min(coalesce(paid_at, created_at)))::float8 AS age
+                       coalesce(extract(epoch FROM now() - min(coalesce(paid_at, created_at))
+                           FILTER (WHERE status = 'pending' OR credited_units > 0)), 0)::float8
+                           AS age
                   FROM jobs GROUP BY status
                 """
             )

@@ -28,7 +28,7 @@ from oncepaid.domain.chain import (
     TxHash,
     time_of,
 )
-from oncepaid.domain.errors import ForkBelowCursor, InconsistentNode
+from oncepaid.domain.errors import ForkBelowCursor, InconsistentNode, NodeBehind
 from oncepaid.domain.memo import memo_of_nonce
 from oncepaid.domain.payments import Evidence, MemoSource, ObservedPayment, Signer
 
@@ -115,7 +115,7 @@ class RangeReader:
         if header is None or not is_end_sound(end, header):
             if header is not None:
                 raise RangeMoved(f"block {end.number} was replaced while its range was read")
-            raise InconsistentNode(f"block {end.number} changed while its range was read")
+            raise NodeBehind(f"the node has no block {end.number} yet")
         at_cursor = decode_header(answers[1]) if below else None
         if below and at_cursor is None:
             raise InconsistentNode(f"the node has block {end.number} and not {cursor.number}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -52,8 +52,16 @@ class Listener:
     """Keeps the cursor at the head. `step` does one round; a driver calls it again and again."""
 
     def __init__(
-        self, rpc: HttpRpc, cursor: Cursor, ledger: Ledger, *, watch: Watch, metrics: Metrics
+        self,
+        rpc: HttpRpc,
+        cursor: Cursor,
+        ledger: Ledger,
+        *,
+        watch: Watch,
+        metrics: Metrics,
+        announce: Callable[[], None] = lambda: None,
     ) -> None:
+        """`announce` is called when payments were stored."""
         self._rpc = rpc
         self._reader = ChainReader(rpc)
         self._ranges = RangeReader(rpc, watch)
@@ -61,8 +69,10 @@ class Listener:
         self._ledger = ledger
         self._watch = watch
         self._metrics = metrics
+        self._announce = announce
         self._span = Span.first(watch.max_range_blocks)
         self._cursor: BlockRef | None = None
+        self._head_number = 0
         self._heard: tuple[BlockRef, int] | None = None
         self._ahead: tuple[BlockRef, asyncio.Task[Range]] | None = None
 
@@ -163,15 +173,18 @@ class Listener:
             heard, tries_left = self._heard
             self._heard = (heard, tries_left - 1) if tries_left > 1 else None
             if heard.number > cursor.number:
-                self._metrics.head_block.set(heard.number)
                 return heard
             self._heard = None
         header = await self._reader.header("latest")
         if header is None:
             raise InconsistentNode("the node has no latest block")
+        self._see_head(header)
+        return header.ref
+
+    def _see_head(self, header: Header) -> None:
+        self._head_number = header.number
         self._metrics.head_block.set(header.number)
         self._metrics.head_timestamp.set(header.timestamp_ms / 1000)
-        return header.ref
 
     def _narrow(self, step: FetchRange, exc: RangeRefused) -> None:
         narrower = on_refused(self._span, step)
@@ -185,7 +198,10 @@ class Listener:
         self._cursor = end.ref
         self._metrics.cursor_block.set(end.number)
         self._metrics.cursor_timestamp.set(end.timestamp_ms / 1000)
+        if end.number >= self._head_number:
+            self._see_head(end)
         if stored:
+            self._announce()
             for payment in fetched.payments:
                 self._tell(payment)
 

@@ -61,8 +61,15 @@ class Subscription:
             )
             await asyncio.sleep(delay_s)
 
+    async def probe(self, url: str) -> str | None:
+        """Subscribe once and leave; returns what went wrong, or None."""
+        return await self._connected(url, listen=False)
+
     async def _listen(self, url: str) -> str:
         """Subscribe and listen until the connection ends; returns why it did."""
+        return await self._connected(url, listen=True) or "closed"
+
+    async def _connected(self, url: str, *, listen: bool) -> str | None:
         try:
             async with connect(
                 url,
@@ -74,12 +81,14 @@ class Subscription:
                 compression=None,
             ) as socket:
                 await self._subscribe(socket)
+                if not listen:
+                    return None
                 self._metrics.subscription_up.set(1)
                 log.info("subscription.up", endpoint=label_of(url))
                 self._on_wake(None)
                 async for message in socket:
                     self._on_message(message)
-                return "closed"
+                return None
         except ConnectionClosed as exc:
             return "closed" if exc.rcvd else "lost"
         except (InvalidHandshake, InvalidURI, NodeUnavailable, InconsistentNode):

@@ -69,7 +69,11 @@ async def run_daemon(settings: Settings, role: Role) -> None:
         reports: list[Reports] = []
         port = await stack.enter_async_context(
             serve(
-                build_app(health, metrics.registry, lambda: refresh_gauges(metrics, reports)),
+                build_app(
+                    health,
+                    metrics.registry,
+                    lambda: refresh_gauges(metrics, reports, settings.chain.chain_id),
+                ),
                 settings.http.address,
             )
         )
@@ -91,8 +95,7 @@ async def run_daemon(settings: Settings, role: Role) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(_watch_lag(metrics), name="lag")
             if role in (Role.WORKER, Role.ALL):
-                stages.start_work(group)
-                stack.push_async_callback(stages.stop_work)
+                await stages.start_work(group, stack)
             await driver.until_done("node", rpc.verify)
             await stages.start_chain(group, role)
             health.started("node")
@@ -165,19 +168,30 @@ class Stages:
         self._ledger = PaymentStore(database, settings.chain.chain_id)
         self._cursor = CursorStore(database, settings.chain.chain_id)
         self._bells = {name: Bell() for name in ("listen", "match", "settle", "generate", "finish")}
-        self._generator: Generator | None = None
-        self._claude: Claude | None = None
 
-    def start_work(self, group: asyncio.TaskGroup) -> None:
-        """Start what needs no node: matching, generating, finishing, sweeping."""
+    async def start_work(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
+        """Start what needs no node: matching, generating, finishing, sweeping.
+
+        With `stack` the calls under way are given back and the client is closed.
+        """
         settings, metrics = self._settings, self._metrics
         rules = MatchingRules(
             recipients=settings.chain.watched,
             late_grace=timedelta(seconds=settings.matching.late_grace_s),
             amount_fallback=settings.matching.amount_fallback,
         )
-        matcher = Matcher(self._ledger, rules=rules, metrics=metrics)
-        generator = self._build_generator()
+        matcher = Matcher(
+            self._ledger, rules=rules, metrics=metrics, announce=self._bells["settle"].ring
+        )
+        assert settings.claude.api_key is not None, "checked at start"
+        claude = await stack.enter_async_context(
+            Claude(
+                api_key=settings.claude.api_key.get_secret_value(),
+                base_url=settings.claude.base_url,
+            )
+        )
+        generator = self._build_generator(claude)
+        stack.push_async_callback(generator.stop)
         finisher = Finisher(
             self._work,
             budget=Budget(
@@ -187,7 +201,7 @@ class Stages:
             services=self._services,
             metrics=metrics,
         )
-        self._drive(group, "match", matcher.step, WORK_POLL_S, then="settle")
+        self._drive(group, "match", matcher.step, WORK_POLL_S)
         self._drive(group, "generate", generator.step, WORK_POLL_S)
         self._drive(group, "finish", finisher.step, WORK_POLL_S)
         group.create_task(generator.keep_leases(), name="leases")
@@ -207,9 +221,10 @@ class Stages:
                 ChainReader(self._rpc),
                 tiers=[tier.tier for tier in self._settings.confirmation.tiers],
                 services=self._services,
+                announce=self._bells["generate"].ring,
                 metrics=self._metrics,
             )
-            self._drive(group, "settle", settler.step, SETTLE_POLL_S, then="generate")
+            self._drive(group, "settle", settler.step, SETTLE_POLL_S)
         if role in (Role.LISTENER, Role.ALL):
             watch = Watch(
                 token=Address(chain.token),
@@ -218,19 +233,17 @@ class Stages:
                 max_range_blocks=chain.max_range_blocks,
             )
             listener = Listener(
-                self._rpc, self._cursor, self._ledger, watch=watch, metrics=self._metrics
+                self._rpc,
+                self._cursor,
+                self._ledger,
+                watch=watch,
+                announce=self._bells["match"].ring,
+                metrics=self._metrics,
             )
             await self._driver.until_done("cursor", listener.prepare)
-            self._drive(group, "listen", listener.step, chain.poll_interval_s, then="match")
+            self._drive(group, "listen", listener.step, chain.poll_interval_s)
             if chain.ws_urls:
                 group.create_task(self._subscription(listener, watch).run(), name="subscription")
-
-    async def stop_work(self) -> None:
-        """Give running jobs back and close the client."""
-        if self._generator is not None:
-            await self._generator.stop()
-        if self._claude is not None:
-            await self._claude.__aexit__()
 
     def _drive(
         self,
@@ -238,27 +251,21 @@ class Stages:
         name: str,
         step: Callable[[], Awaitable[bool]],
         poll_s: float,
-        *,
-        then: str | None = None,
     ) -> None:
-        after = self._bells[then].ring if then else lambda: None
         group.create_task(
-            self._driver.drive(name, step, bell=self._bells[name], poll_s=poll_s, after=after),
-            name=name,
+            self._driver.drive(name, step, bell=self._bells[name], poll_s=poll_s), name=name
         )
 
-    def _build_generator(self) -> Generator:
+    def _build_generator(self, model: Claude) -> Generator:
         claude = self._settings.claude
-        assert claude.api_key is not None, "checked at start"
-        self._claude = Claude(api_key=claude.api_key.get_secret_value(), base_url=claude.base_url)
 
         def announce() -> None:
             self._bells["finish"].ring()
             self._bells["generate"].ring()
 
-        self._generator = Generator(
+        return Generator(
             self._work,
-            self._claude,
+            model,
             services=self._services,
             prices={
                 model: Price(
@@ -272,7 +279,6 @@ class Stages:
             announce=announce,
             metrics=self._metrics,
         )
-        return self._generator
 
     async def _sweep(self) -> bool:
         matching = self._settings.matching

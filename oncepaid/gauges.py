@@ -18,7 +18,7 @@ log = structlog.get_logger()
 REFRESH_TIMEOUT_S: Final = 3.0
 
 
-async def refresh_gauges(metrics: Metrics, reports: Sequence[Reports]) -> None:
+async def refresh_gauges(metrics: Metrics, reports: Sequence[Reports], chain_id: int) -> None:
     """Read the tables into the gauges; keeps the old values while the database is away."""
     if not reports:
         return
@@ -28,6 +28,10 @@ async def refresh_gauges(metrics: Metrics, reports: Sequence[Reports]) -> None:
     except (Retryable, TimeoutError) as exc:
         log.warning("metrics.stale", error=str(exc))
         return
+    for cursor in snapshot.cursors:
+        if cursor["chain_id"] == chain_id:
+            metrics.cursor_block.set(cursor["block_number"])
+            metrics.cursor_timestamp.set(cursor["block_time"].timestamp())
     for status in JobStatus:
         metrics.jobs.labels(status=status).set(snapshot.jobs.get(status, 0))
         age_s = snapshot.oldest_job_age_s.get(status, 0.0)

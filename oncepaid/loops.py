@@ -52,9 +52,8 @@ class Driver:
         *,
         bell: Bell,
         poll_s: float,
-        after: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run `step` until cancelled; `after` is called when one went through.
+        """Run `step` until cancelled.
 
         This is the top of every loop: whatever a step raises, the loop goes on.
         """
@@ -70,7 +69,6 @@ class Driver:
                 log.info("stage.recovered", stage=name, after_failures=failures)
             failures = 0
             self._health.clear(name)
-            after()
             if not more:
                 await bell.wait(poll_s)
 

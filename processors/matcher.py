@@ -33,16 +33,27 @@ class Ledger(Protocol):
 class Matcher:
     """Decides what was seen, in batches. Several may run: each locks the rows it decides."""
 
-    def __init__(self, ledger: Ledger, *, rules: MatchingRules, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        rules: MatchingRules,
+        metrics: Metrics,
+        announce: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`announce` is called when something was decided."""
         self._ledger = ledger
         self._decide_all: DecideAll = partial(decide_all, rules=rules)
         self._metrics = metrics
+        self._announce = announce
 
     async def step(self) -> bool:
         """Decide one batch; True when more may be waiting."""
         decided = await self._ledger.decide_seen(self._decide_all, BATCH)
         for payment in decided:
             self._tell(payment)
+        if decided:
+            self._announce()
         return len(decided) == BATCH
 
     def _tell(self, decided: DecidedPayment) -> None:

@@ -1,6 +1,6 @@
 """matched → credited, and the job → paid, once the block is final enough for the amount."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -53,12 +53,15 @@ class Settler:
         tiers: Sequence[Tier],
         services: Collection[str],
         metrics: Metrics,
+        announce: Callable[[], None] = lambda: None,
     ) -> None:
+        """`announce` is called when a job was paid."""
         self._ledger = ledger
         self._chain = chain
         self._tiers = tuple(tiers)
         self._services = services
         self._metrics = metrics
+        self._announce = announce
         self._moved: set[PaymentId] = set()
 
     async def step(self) -> bool:
@@ -83,6 +86,8 @@ class Settler:
         crediting = await self._ledger.credit(sound)
         for credited in crediting.credited:
             self._tell(credited)
+        if crediting.credited:
+            self._announce()
         for returned in crediting.returned:
             self._tell_returned(returned)
 

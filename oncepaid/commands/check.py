@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from db.migrate import missing_migrations
 from db.reports import Reports
+from listener.ranges import Watch
 from listener.rpc import ChainReader, HttpRpc, label_of
+from listener.subscription import Subscription
 from oncepaid.cli import AsJson, Config, database_of, load, run_async
 from oncepaid.commands.output import print_json
 from oncepaid.domain.chain import TRANSFER_TOPIC, Address
@@ -66,6 +68,8 @@ async def _examine(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(subject="node", ok=False, text="chain.http_urls is missing")
     for url in settings.chain.http_urls:
         yield await _node(settings, url)
+    for url in settings.chain.ws_urls:
+        yield await _websocket(settings, url)
     async for finding in _claude(settings):
         yield finding
 
@@ -87,6 +91,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             missing = await missing_migrations(database)
     except OncepaidError as exc:
         yield Finding(subject="database", ok=False, text=str(exc))
+        yield Finding(subject="clock", ok=False, text="cannot be compared without a database")
         return
     state = "migrated" if not missing else f"{missing} migrations missing: run oncepaid migrate"
     yield Finding(subject="database", ok=not missing, text=f"PostgreSQL {version}, {state}")
@@ -119,6 +124,20 @@ async def _node(settings: Settings, url: str) -> Finding:
         ok=age_s < MAX_HEAD_AGE_S and blocks > 0,
         text=f"{text} eth_getLogs serves {blocks} blocks",
     )
+
+
+async def _websocket(settings: Settings, url: str) -> Finding:
+    watch = Watch(
+        token=Address(settings.chain.token),
+        recipients=settings.chain.watched,
+        start_block="latest",
+        max_range_blocks=1,
+    )
+    metrics = Metrics(CollectorRegistry())
+    subscription = Subscription([url], watch.log_filter(), on_wake=lambda _: None, metrics=metrics)
+    problem = await subscription.probe(url)
+    text = problem or "takes a subscription"
+    return Finding(subject=f"websocket {label_of(url)}", ok=problem is None, text=text)
 
 
 async def _widest_range(rpc: HttpRpc, token: Address, head: int) -> int:

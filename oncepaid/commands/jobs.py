@@ -8,11 +8,20 @@ import typer
 
 from db.orders import Order, OrderStore
 from db.reports import Reports
-from oncepaid.cli import AsJson, Config, database_of, fail, load, run_async
+from oncepaid.cli import (
+    EXIT_BAD_SETTING,
+    AsJson,
+    Config,
+    database_of,
+    fail,
+    load,
+    run_async,
+)
 from oncepaid.commands.output import print_fields, print_json, print_rows
 from oncepaid.domain.chain import Address, parse_address
-from oncepaid.domain.errors import BadSetting
+from oncepaid.domain.jobs import JobStatus, PromptRefused, prompt_of
 from oncepaid.domain.money import Units, units_of_price
+from oncepaid.domain.text import storable_text
 from oncepaid.offers import build_services, publish_offers
 from oncepaid.paying import PayingTerms, instructions
 from oncepaid.settings import ANY_RECIPIENT, Settings
@@ -38,20 +47,27 @@ def create(
     settings = load(config)
     recipient = _recipient_of(settings, pay_to)
     prompt = typer.get_text_stream("stdin").read() if text == "-" else text
+    input_data = {"prompt": storable_text(prompt)}
+    input_json = json.dumps(input_data)
+    refused = prompt_of(input_json, len(input_json))
+    if isinstance(refused, PromptRefused):
+        fail(f"--input: {refused.message}", EXIT_BAD_SETTING)
 
     async def main() -> None:
         services = build_services(settings)
         known = services.get(service)
+        if known is None:
+            fail(f"--service: {service!r} is none of {', '.join(sorted(services))}")
         async with database_of(settings) as database:
             await publish_offers(database, settings, services)
             order = await OrderStore(database).create(
                 service_key=service,
-                input_data={"prompt": prompt.replace("\0", "\ufffd")},
-                price_usdc=known.price_usdc if known else None,
+                input_data=input_data,
+                price_usdc=known.price_usdc,
                 pay_to=None if pay_to is None else recipient,
             )
         if order is None:
-            fail(f"there is no active skill with the service key {service!r}")
+            fail(f"there is no active skill with a price for the service {service!r}")
         _print_order(order, service, recipient, settings, as_json)
 
     run_async(main())
@@ -61,20 +77,15 @@ def _recipient_of(settings: Settings, pay_to: str | None) -> Address:
     watched = settings.chain.watched
     if pay_to is None:
         if not settings.chain.recipients or settings.chain.recipients[0] == ANY_RECIPIENT:
-            raise SystemExit(_bad(BadSetting("--pay-to", "is needed: chain.recipients names none")))
+            fail("--pay-to: is needed, for chain.recipients names none", EXIT_BAD_SETTING)
         return Address(settings.chain.recipients[0])
     try:
         address = parse_address(pay_to)
     except ValueError as exc:
-        fail(f"--pay-to: {exc}", 2)
+        fail(f"--pay-to: {exc}", EXIT_BAD_SETTING)
     if watched is not None and address not in watched:
-        fail(f"--pay-to: {address} is not one of chain.recipients", 2)
+        fail(f"--pay-to: {address} is not one of chain.recipients", EXIT_BAD_SETTING)
     return address
-
-
-def _bad(exc: BadSetting) -> int:
-    typer.echo(f"oncepaid: {exc}", err=True)
-    return 2
 
 
 def _print_order(
@@ -95,7 +106,7 @@ def _print_order(
     fields: dict[str, Any] = {
         "id": order.id,
         "job_uuid": order.uuid,
-        "service": service,
+        "service_key": service,
         "price_usdc": Decimal(order.price_usdc or 0),
         "pay_to": recipient,
         "expires_at": order.expires_at,
@@ -121,7 +132,7 @@ def _how_to_pay(fields: dict[str, Any]) -> str:
 
 @job.command("list")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only this status.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     config: Config = None,
     as_json: AsJson = False,

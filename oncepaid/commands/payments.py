@@ -7,7 +7,7 @@ import typer
 from db.reports import Reports
 from oncepaid.cli import AsJson, Config, database_of, fail, load, run_async
 from oncepaid.commands.output import print_fields, print_json, print_rows
-from oncepaid.domain.payments import Reason
+from oncepaid.domain.payments import PaymentStatus, Reason
 
 payment = typer.Typer(help="Look at payments.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 @payment.command("list")
 def list_payments(
-    status: Annotated[str | None, typer.Option(help="Only this status.")] = None,
+    status: Annotated[PaymentStatus | None, typer.Option(help="Only this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     config: Config = None,
     as_json: AsJson = False,
@@ -54,7 +54,7 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a payment, or all payments of a transaction, and why it stands where it stands."""
+    """Show a payment, or a list of all payments of a transaction, and why each stands there."""
     settings = load(config)
 
     async def main() -> None:
@@ -64,7 +64,7 @@ def show(
             fail(f"there is no payment {name}")
         told = [{**row, "meaning": _meaning(row["reason"])} for row in rows]
         if as_json:
-            print_json(told[0] if len(told) == 1 else told)
+            print_json(told if name.startswith("0x") else told[0])
             return
         for row in told:
             print_fields(row, f"Payment {row['id']}")

@@ -38,6 +38,10 @@ class InconsistentNode(Retryable):
     """Two answers of the node cannot both be true; its backends may stand at different heads."""
 
 
+class NodeBehind(Retryable):
+    """The node does not have a block yet that another one told of; it will soon."""
+
+
 class ForkBelowCursor(Permanent):
     """The block the cursor stands on is no longer on the node's chain."""
 

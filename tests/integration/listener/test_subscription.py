@@ -13,7 +13,7 @@ from listener import subscription as subscription_module
 from listener.service import HEARD_TRIES
 from listener.subscription import OnWake, Subscription
 from oncepaid.domain.chain import TRANSFER_TOPIC, BlockHash, BlockRef
-from oncepaid.domain.errors import InconsistentNode
+from oncepaid.domain.errors import NodeBehind
 from oncepaid.domain.retrying import Backoff
 from oncepaid.health import Health
 from oncepaid.loops import Bell, Driver
@@ -257,7 +257,7 @@ async def test_a_node_behind_its_own_websocket(chain: Chain, node: FakeNode, ear
     block = chain.add(pay(PAYER, SHOP, 1))
     node.head_lag = 1
     ear.listener.hear(ref(block))
-    with pytest.raises(InconsistentNode):
+    with pytest.raises(NodeBehind):
         await ear.listener.step()
     assert (await ear.payments(), await ear.cursor()) == ([], before)
     node.head_lag = 0
@@ -274,7 +274,7 @@ async def test_a_node_that_stays_behind_is_asked_for_its_own_head(
     node.head_lag = 1
     ear.listener.hear(ref(block))
     for _ in range(HEARD_TRIES):
-        with pytest.raises(InconsistentNode):
+        with pytest.raises(NodeBehind):
             await ear.listener.step()
     assert await ear.listener.step() is False
 
@@ -313,11 +313,12 @@ async def test_a_push_is_stored_without_waiting_for_a_tick(
         ear.listener.hear(block)
         bell.ring()
 
-    driving = asyncio.create_task(
-        Driver(Health(())).drive(
-            "listen", ear.listener.step, bell=bell, poll_s=3600, after=rounds.release
-        )
-    )
+    async def step() -> bool:
+        more = await ear.listener.step()
+        rounds.release()
+        return more
+
+    driving = asyncio.create_task(Driver(Health(())).drive("listen", step, bell=bell, poll_s=3600))
     async with subscribed(wakes, node.ws_url, on_wake=wake), asyncio.timeout(WAIT_S):
         await node.subscribed(1)
         for number in range(3):

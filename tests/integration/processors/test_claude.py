@@ -94,7 +94,7 @@ ENDS: Final[dict[str, tuple[Answer, Outcome]]] = {
     "content of text": (message(content="hello"), Outcome.UNREADABLE),
     "content of odd things": (message(content=["hello", None, 5]), Outcome.UNPARSABLE),
     "blocks without type": (message(content=[{"text": "hello"}]), Outcome.UNPARSABLE),
-    "a number as stop_reason": (message(GOOD, stop_reason=5), Outcome.UNREADABLE),
+    "a number as stop_reason": (message(GOOD, stop_reason=5), Outcome.ODD_STOP),
     "a number as model": (message(GOOD, model=5), Outcome.UNREADABLE),
     "deep JSON": (raw("[" * 100_000), Outcome.UNREADABLE),
     "not the gzip it says": (

@@ -20,7 +20,6 @@ from tests.fakes.claude_server import (
     Cut,
     error,
     message,
-    raw,
     refusal,
 )
 from tests.integration.processors.rig import (
