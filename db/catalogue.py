@@ -25,8 +25,7 @@ INSERT INTO skills (name, description, price_usdc, category, is_active, service_
 SELECT $2, $3, $4, 'oncepaid', true, $1
  WHERE NOT EXISTS (
        SELECT FROM skills
-        WHERE coalesce(nullif(service_key, ''),
-                       lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1)
+        WHERE oncepaid_service_key(service_key, name) = $1)
 """
 
 _REPRICE = """

@@ -58,8 +58,7 @@ RETURNING j.id, j.job_uuid::text AS job_uuid, begun.id AS attempt_id, begun.atte
           (SELECT count(*) FROM generation_attempts a
             WHERE a.job_id = j.id AND (a.outcome = 'lost' OR a.id = due.attempt_id AND due.is_lost))
               AS lost_attempts,
-          (SELECT coalesce(nullif(s.service_key, ''),
-                           lower(regexp_replace(s.name, '[^a-zA-Z0-9]', '', 'g')))
+          (SELECT oncepaid_service_key(s.service_key, s.name)
              FROM skills s WHERE s.id = j.skill_id) AS service_key,
           coalesce((SELECT coalesce(s.is_active, true) FROM skills s WHERE s.id = j.skill_id),
                    false) AS is_active
@@ -113,8 +112,7 @@ SELECT j.id, j.job_uuid::text AS job_uuid, j.attempts, j.failures_in_row, j.atte
        a.output_tokens, a.cost_usd, a.output_data, a.retry_after_s,
        (SELECT coalesce(sum(b.cost_usd), 0) FROM generation_attempts b WHERE b.job_id = j.id)
            AS job_cost_usd,
-       (SELECT coalesce(nullif(s.service_key, ''),
-                        lower(regexp_replace(s.name, '[^a-zA-Z0-9]', '', 'g')))
+       (SELECT oncepaid_service_key(s.service_key, s.name)
           FROM skills s WHERE s.id = j.skill_id) AS service_key,
        (SELECT max(p.block_time) FROM payments p WHERE p.job_id = j.id AND p.status = 'credited')
            AS paid_block_time,

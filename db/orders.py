@@ -46,8 +46,7 @@ class OrderStore:
                            NULL::jobs, jsonb_build_object('input_data', $2::jsonb))).input_data,
                        $3, $4
                   FROM skills
-                 WHERE coalesce(nullif(service_key, ''),
-                                lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))) = $1
+                 WHERE oncepaid_service_key(service_key, name) = $1
                    AND coalesce(is_active, true) AND coalesce($3::numeric, price_usdc) IS NOT NULL
                  ORDER BY id LIMIT 1
                 RETURNING id, job_uuid::text AS job_uuid, price_usdc, memo, unique_amount_units,

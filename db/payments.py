@@ -146,7 +146,7 @@ UPDATE payments p SET status = 'credited', credited_at = clock_timestamp()
   FROM due JOIN paid ON paid.id = due.job_id LEFT JOIN skills s ON s.id = paid.skill_id
  WHERE p.id = due.id
 RETURNING p.id, p.job_id, p.tx_hash, p.amount_units, paid.job_uuid::text AS job_uuid,
-       coalesce(nullif(s.service_key, ''), lower(regexp_replace(s.name, '[^a-zA-Z0-9]', '', 'g')))
+       oncepaid_service_key(s.service_key, s.name)
            AS service_key,
        extract(epoch FROM p.credited_at - p.matched_at)::float8 AS waited_s
 """

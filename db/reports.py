@@ -12,9 +12,7 @@ Row = Mapping[str, Any]
 
 MAX_ROWS: Final = 1000
 
-_SERVICE: Final = (
-    "coalesce(nullif(s.service_key, ''), lower(regexp_replace(s.name, '[^a-zA-Z0-9]', '', 'g')))"
-)
+_SERVICE: Final = "oncepaid_service_key(s.service_key, s.name)"
 _JOB_COLUMNS: Final = f"""
        j.id, j.job_uuid::text AS job_uuid, {_SERVICE} AS service_key, j.status, j.price_usdc,
        j.pay_to, j.memo, j.unique_amount_units, j.attempts, j.created_at, j.expires_at, j.paid_at,

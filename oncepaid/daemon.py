@@ -32,7 +32,7 @@ from oncepaid.health import Health
 from oncepaid.http import build_app, serve
 from oncepaid.loops import Bell, Driver
 from oncepaid.metrics import Metrics
-from oncepaid.offers import build_services, publish_offers
+from oncepaid.offers import build_services, publish_offers, with_names
 from oncepaid.settings import Settings
 from processors.claude import Claude
 from processors.finisher import Finisher
@@ -163,7 +163,7 @@ class Stages:
         self._driver = driver
         self._metrics = metrics
         self._rpc = rpc
-        self._services = services
+        self._services = with_names(services)
         self._work = JobStore(database)
         self._ledger = PaymentStore(database, settings.chain.chain_id)
         self._cursor = CursorStore(database, settings.chain.chain_id)

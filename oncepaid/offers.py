@@ -10,8 +10,16 @@ import structlog
 from db.catalogue import CatalogueStore, Offer
 from db.pool import Database
 from oncepaid.domain.errors import BadSetting
+from oncepaid.domain.jobs import service_key_of
 from oncepaid.settings import ServiceSettings, Settings
-from processors.services import SHIPPED, Service, parse_schema, shipped_prompt, shipped_schema
+from processors.services import (
+    SHIPPED,
+    Service,
+    Shipped,
+    parse_schema,
+    shipped_prompt,
+    shipped_schema,
+)
 
 log = structlog.get_logger()
 
@@ -28,6 +36,15 @@ def build_services(settings: Settings) -> dict[str, Service]:
         key: ServiceSettings(price_usdc=DEFAULT_PRICE_USDC) for key in SHIPPED
     }
     return {key: _build(key, service, settings) for key, service in configured.items()}
+
+
+def with_names(services: dict[str, Service]) -> dict[str, Service]:
+    """Return the services also by the key of their name, which a hub's skill may have.
+
+    A hub's skill `Creative Concept` gets the key `creativeconcept`; our service is `concept`.
+    """
+    by_name = {service_key_of(service.name): service for service in services.values()}
+    return {**by_name, **services}
 
 
 async def publish_offers(
@@ -53,17 +70,20 @@ async def publish_offers(
 
 def _build(key: str, service: ServiceSettings, settings: Settings) -> Service:
     claude = settings.claude
+    own_prompt = service.system_prompt is not None or service.system_prompt_file is not None
+    shipped = SHIPPED.get(key) if not own_prompt else None
+    fallback = shipped or Shipped(name=SHIPPED[key].name if key in SHIPPED else key)
     return Service(
         key=key,
-        name=service.name or SHIPPED.get(key, key),
+        name=service.name or fallback.name,
         price_usdc=service.price_usdc,
         system_prompt=_prompt(key, service),
         output_schema=_schema(key, service),
         model=service.model or claude.model,
-        max_tokens=service.max_tokens or claude.max_tokens,
-        timeout_s=service.timeout_s or claude.timeout_s,
-        thinking=service.thinking or claude.thinking,
-        effort=service.effort or claude.effort,
+        max_tokens=service.max_tokens or fallback.max_tokens or claude.max_tokens,
+        timeout_s=service.timeout_s or fallback.timeout_s or claude.timeout_s,
+        thinking=service.thinking or fallback.thinking or claude.thinking,
+        effort=service.effort or fallback.effort or claude.effort,
     )
 
 

@@ -10,20 +10,34 @@ from typing import Any, Final, Literal
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
-SHIPPED: Final = {
-    "brainstorm": "Brainstorm",
-    "concept": "Creative Concept",
-    "write": "Write",
-    "codereview": "Code Review",
-    "summarize": "Summarize",
-}
-"""Key and name of the services whose prompt and schema come with this package."""
-
 OTHER_SERVICE: Final = "other"
 """The metrics' label of every service that the configuration does not know."""
 
 Thinking = Literal["model_default", "adaptive", "between_tools", "disabled"]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """A service whose prompt and schema come with this package; None takes `claude.*`."""
+
+    name: str
+    max_tokens: int | None = None
+    timeout_s: float | None = None
+    thinking: Thinking | None = None
+    effort: Effort | None = None
+
+
+SHIPPED: Final = {
+    "brainstorm": Shipped(name="Brainstorm"),
+    "concept": Shipped(name="Creative Concept"),
+    "write": Shipped(name="Write"),
+    # A review has to think before it answers, and thinking spends max_tokens.
+    "codereview": Shipped(
+        name="Code Review", max_tokens=6000, timeout_s=90.0, thinking="adaptive", effort="medium"
+    ),
+    "summarize": Shipped(name="Summarize"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

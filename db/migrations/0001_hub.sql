@@ -14,18 +14,24 @@ CREATE TABLE IF NOT EXISTS skills (
     created_at     timestamptz NOT NULL DEFAULT now()
 );
 
--- The same rule as oncepaid.domain.jobs.service_key_of. Filled by a change of type, because an
+-- The same rule as oncepaid.domain.jobs.service_key_of, for skills that have no key of their own.
+CREATE FUNCTION oncepaid_service_key(service_key text, name text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(nullif(service_key, ''), lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g')))
+$$;
+
+-- Filled by a change of type, because an
 -- UPDATE would fire a hub's triggers, and they would note a change in every row.
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'skills'::regclass
                   AND attname = 'service_key' AND NOT attisdropped) THEN
-        UPDATE skills SET service_key = lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'))
+        UPDATE skills SET service_key = oncepaid_service_key(NULL, name)
          WHERE service_key IS NULL;
     ELSE
         ALTER TABLE skills ADD COLUMN service_key text;
         ALTER TABLE skills ALTER COLUMN service_key TYPE text
-            USING lower(regexp_replace(name, '[^a-zA-Z0-9]', '', 'g'));
+            USING oncepaid_service_key(NULL, name);
     END IF;
 END $$;
 

@@ -44,7 +44,7 @@ def service(schema: dict[str, Any] | None) -> Service:
 
 @pytest.mark.parametrize("key", SHIPPED)
 def test_a_shipped_service_is_complete(key: str) -> None:
-    assert service_key_of(SHIPPED[key]) in (key, "creativeconcept")
+    assert service_key_of(SHIPPED[key].name) in (key, "creativeconcept")
     assert len(shipped_prompt(key)) > 100
     schema = shipped_schema(key)
     assert parse_schema(json.dumps(schema)) == schema
