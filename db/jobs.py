@@ -23,7 +23,7 @@ from oncepaid.domain.text import storable_text
 
 Decide = Callable[[AnsweredJob], Verdict]
 
-# A job without credited units is not ours to do (invariant 5), whatever its status says.
+# A job without credited units is not ours to do (ADR 3), whatever its status says.
 _CLAIM = """
 WITH due AS (
     SELECT id, attempt_id, status = 'in_progress' AS is_lost,

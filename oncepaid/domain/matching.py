@@ -1,4 +1,4 @@
-"""Which job a payment pays: one pure decision with a name for every outcome (DESIGN §7)."""
+"""Which job a payment pays: one pure decision with a name for every outcome."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,10 @@
 """What the repository promises about itself."""
 
+import ast
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,34 @@ def test_the_systemd_unit_is_sound_and_holds_no_secret() -> None:
         ).stderr
         # The program is not installed on this machine; nothing else may be wrong.
         assert [line for line in told.splitlines() if "is not executable" not in line] == []
+
+
+def test_the_import_rules_name_every_module_beside_domain_and_metrics() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    modules = {
+        f"oncepaid.{path.stem}"
+        for path in (ROOT / "oncepaid").iterdir()
+        if path.stem not in ("__init__", "__main__", "__pycache__", "domain", "metrics", "py")
+        and not path.name.startswith(".")
+    }
+    for rule in rules:
+        if rule["name"].startswith(("the domain imports", "listener and", "db knows")):
+            assert modules - set(rule["forbidden_modules"]) == set(), rule["name"]
+
+
+def test_no_function_or_file_is_longer_than_the_hard_stop() -> None:
+    for path in ROOT.glob("[!.]*/**/*.py"):
+        if "node_modules" in path.parts:
+            continue
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.name}"
+
+
+def test_the_readme_has_no_placeholder() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if line.isupper() and " " not in line] == []
