@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
@@ -13,7 +13,9 @@ from oncepaid.domain.generation import (
     Complete,
     Fail,
     FinishedJob,
+    Finishing,
     Outcome,
+    RefusedJob,
     TryAgain,
     Verdict,
     failure_output,
@@ -21,16 +23,23 @@ from oncepaid.domain.generation import (
 from oncepaid.domain.jobs import MAX_INPUT_BYTES, AttemptId, ClaimedJob, JobId
 from oncepaid.domain.text import storable_text
 
+# Constraints (23), data (22) and RAISE in a trigger (P0): a host's word about one row of its own.
+_HOST_REFUSES: Final = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.PLPGSQLError,
+)
+
 Decide = Callable[[AnsweredJob], Verdict]
 
 # A job without credited units is not ours to do (ADR 3), whatever its status says.
 _CLAIM = """
 WITH due AS (
     SELECT id, attempt_id, status = 'in_progress' AS is_lost,
-           extract(epoch FROM clock_timestamp() - coalesce(greatest(paid_at, nullif(
-               next_attempt_at, '-infinity')), paid_at))::float8 AS waited_s
+           coalesce(extract(epoch FROM clock_timestamp() - greatest(paid_at, nullif(
+               next_attempt_at, '-infinity')))::float8, 0) AS waited_s
       FROM jobs
-     WHERE credited_units > 0
+     WHERE credited_units > 0 AND completed_at IS NULL
        AND (status = 'paid' AND next_attempt_at <= now()
             OR status = 'in_progress' AND lease_until < now())
      ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
@@ -48,7 +57,7 @@ WITH due AS (
 UPDATE jobs j
    SET status = 'in_progress', attempt_id = begun.id, lease_until = now() + $2,
        started_at = coalesce(j.started_at, now()),
-       attempts = j.attempts + CASE WHEN due.is_lost THEN 0 ELSE 1 END
+       attempts = coalesce(j.attempts, 0) + CASE WHEN due.is_lost THEN 0 ELSE 1 END
   FROM begun JOIN due ON due.id = begun.job_id
  WHERE j.id = begun.job_id
 RETURNING j.id, j.job_uuid::text AS job_uuid, begun.id AS attempt_id, begun.attempt_no,
@@ -64,10 +73,18 @@ RETURNING j.id, j.job_uuid::text AS job_uuid, begun.id AS attempt_id, begun.atte
                    false) AS is_active
 """
 
+# A job that a host holds locked keeps the lease that it has; the others must not wait for it.
 _KEEP_LEASES = """
-UPDATE jobs SET lease_until = now() + $2
- WHERE attempt_id = ANY($1::bigint[]) AND status = 'in_progress' AND lease_until IS NOT NULL
-RETURNING attempt_id
+WITH held AS (
+    SELECT id, attempt_id FROM jobs
+     WHERE attempt_id = ANY($1::bigint[]) AND status = 'in_progress' AND lease_until IS NOT NULL
+), free AS (
+    SELECT id FROM jobs WHERE id IN (SELECT id FROM held) FOR NO KEY UPDATE SKIP LOCKED
+), kept AS (
+    UPDATE jobs SET lease_until = now() + $2
+      FROM free WHERE jobs.id = free.id AND jobs.attempt_id = ANY($1::bigint[])
+)
+SELECT attempt_id FROM held
 """
 
 # The attempt's row says what happened in any case; the job is touched only under its own lease.
@@ -94,7 +111,7 @@ _RELEASE = """
 WITH held AS (
     SELECT id, attempt_id FROM jobs
      WHERE attempt_id = ANY($1::bigint[]) AND status = 'in_progress' AND lease_until IS NOT NULL
-     ORDER BY id FOR NO KEY UPDATE
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 ), told AS (
     UPDATE generation_attempts
        SET finished_at = clock_timestamp(), outcome = 'cancelled', message = 'the worker stopped'
@@ -107,7 +124,8 @@ RETURNING id
 """
 
 _ANSWERED = """
-SELECT j.id, j.job_uuid::text AS job_uuid, j.attempts, j.failures_in_row, j.attempt_id,
+SELECT j.id, j.job_uuid::text AS job_uuid, coalesce(j.attempts, 0) AS attempts,
+       j.failures_in_row, j.attempt_id,
        a.outcome, a.message, a.model, a.stop_reason, a.request_id, a.input_tokens,
        a.output_tokens, a.cost_usd, a.output_data, a.retry_after_s,
        (SELECT coalesce(sum(b.cost_usd), 0) FROM generation_attempts b WHERE b.job_id = j.id)
@@ -184,16 +202,26 @@ class JobStore:
 
     async def finish_answered(
         self, decide: Decide, delay: Callable[[AnsweredJob], timedelta], limit: int
-    ) -> list[FinishedJob]:
-        """Decide up to `limit` answered jobs and write what follows, in one transaction."""
+    ) -> Finishing:
+        """Decide up to `limit` answered jobs and write what follows, in one transaction.
+
+        A job that the host's own constraints or triggers refuse is left; the others go on.
+        """
         async with self._database.transaction() as connection:
             answered = [_answered_of(row) for row in await connection.fetch(_ANSWERED, limit)]
-            finished = []
+            finished: list[FinishedJob] = []
+            refused: list[RefusedJob] = []
             for job in answered:
                 verdict = decide(job)
-                if await _write_verdict(connection, job, verdict, delay):
+                try:
+                    async with connection.transaction():
+                        is_written = await _write_verdict(connection, job, verdict, delay)
+                except _HOST_REFUSES as exc:
+                    refused.append(RefusedJob(job=job, problem=str(exc)))
+                    continue
+                if is_written:
                     finished.append(FinishedJob(job=job, verdict=verdict))
-        return finished
+        return Finishing(finished=finished, refused=refused)
 
     async def spent_today_usd(self) -> float:
         """Return the dollars spent on attempts since midnight UTC."""

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import orjson
 
-from db.pool import Connection, Database
-from oncepaid.domain.chain import Address, BlockHash, BlockRef, Header
+from db.deciding import lock_named_jobs, write_decisions
+from db.pool import Database
+from oncepaid.domain.chain import BlockHash, BlockRef, Header
 from oncepaid.domain.errors import InconsistentNode
-from oncepaid.domain.jobs import JobId, JobStatus, JobTerms
-from oncepaid.domain.matching import DecidedPayment, Decision, Matched, Unmatched
+from oncepaid.domain.jobs import JobId, JobTerms
+from oncepaid.domain.matching import DecidedPayment, Decision
 from oncepaid.domain.memo import Memo
-from oncepaid.domain.money import Units, units_of_price
+from oncepaid.domain.money import Units
 from oncepaid.domain.payments import (
     CreditedPayment,
     Crediting,
@@ -67,42 +68,8 @@ SELECT (SELECT count(*) FROM moved) AS moved, (SELECT count(*) FROM stored) AS s
 _SEEN = """
 SELECT id, sender, recipient, amount_units, block_time, evidence, transfers_in_tx, tx_hash,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS waited_s
-  FROM payments WHERE status = 'seen' AND chain_id = $2 ORDER BY id LIMIT $1
+  FROM payments WHERE status = 'seen' AND chain_id = $2 AND id > $3 ORDER BY id LIMIT $1
    FOR UPDATE SKIP LOCKED
-"""
-
-# Ordered, so that two transactions never wait for each other's jobs crosswise. The expiry is cut to
-# what `datetime` can hold: a host may store `infinity`, or null in a column of its own.
-_JOBS_NAMED = """
-SELECT id, job_uuid::text AS job_uuid, status, memo, price_usdc, pay_to,
-       CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount,
-       least(greatest(coalesce(expires_at, 'infinity'), '0001-01-02 UTC'), '9999-12-30 UTC')
-           ::timestamptz AS expires_at
-  FROM jobs
- WHERE memo = ANY($1::bytea[])
-    OR (amount_is_held AND unique_amount_units = ANY($2::bigint[]))
- ORDER BY id FOR NO KEY UPDATE
-"""
-
-_SUMS = """
-SELECT job_id,
-       sum(amount_units) FILTER (WHERE status IN ('matched', 'credited')) AS covered,
-       sum(amount_units) FILTER (WHERE status = 'unmatched' AND reason = 'underpaid') AS partial
-  FROM payments WHERE job_id = ANY($1::bigint[]) GROUP BY job_id
-"""
-
-_DECIDE = """
-UPDATE payments p
-   SET status = d.status, reason = d.reason, job_id = d.job_id,
-       matched_at = CASE WHEN d.status = 'matched' THEN clock_timestamp() END
-  FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[])
-       AS d (id, status, reason, job_id)
- WHERE p.id = d.id AND p.status = 'seen'
-"""
-
-_MATCH_WAITING_PARTIALS = """
-UPDATE payments SET status = 'matched', reason = NULL, matched_at = clock_timestamp()
- WHERE job_id = ANY($1::bigint[]) AND status = 'unmatched' AND reason = 'underpaid'
 """
 
 _MATCHED = """
@@ -117,16 +84,25 @@ SELECT id, job_id, block_number, block_hash, block_time, amount_units,
 
 # Of the payments that could not be credited: a host closed the job, or raised its price.
 _UNMATCH = """
+WITH sums AS (
+    SELECT job_id, sum(amount_units) AS units FROM payments
+     WHERE id = ANY($1::bigint[]) AND status = 'matched' GROUP BY job_id
+), j AS (
+    SELECT jobs.id, jobs.job_uuid, jobs.status, jobs.price_usdc, sums.units
+      FROM jobs JOIN sums ON sums.job_id = jobs.id ORDER BY jobs.id
+       FOR NO KEY UPDATE OF jobs SKIP LOCKED
+)
 UPDATE payments p
    SET status = 'unmatched',
        reason = CASE WHEN j.status <> 'pending' THEN 'duplicate'
                      WHEN j.price_usdc IS NULL THEN 'job_not_payable' ELSE 'underpaid' END
-  FROM jobs j
+  FROM j
  WHERE p.id = ANY($1::bigint[]) AND p.status = 'matched' AND j.id = p.job_id
+   AND (j.status <> 'pending' OR j.price_usdc IS NULL OR j.units < j.price_usdc * 1000000)
 RETURNING p.id, p.tx_hash, p.amount_units, p.reason, j.job_uuid::text AS job_uuid
 """
 
-# Locks payments before jobs, and both in order, as `_SEEN` and `_JOBS_NAMED` do.
+# Locks payments before jobs, and both in order, as `_SEEN` and `_LOCK_JOBS` do.
 _CREDIT = """
 WITH due AS (
     SELECT id, job_id, amount_units FROM payments
@@ -136,7 +112,7 @@ WITH due AS (
 ), open AS (
     SELECT j.id, s.units FROM jobs j JOIN sums s ON s.job_id = j.id
      WHERE j.status = 'pending' AND s.units >= j.price_usdc * 1000000
-     ORDER BY j.id FOR NO KEY UPDATE OF j
+     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 ), paid AS (
     UPDATE jobs j SET status = 'paid', paid_at = clock_timestamp(), credited_units = open.units
       FROM open WHERE j.id = open.id
@@ -158,6 +134,9 @@ class StoredRange:
 
     moved: bool
     stored: int
+
+
+_FIRST: Final = PaymentId(0)
 
 
 class PaymentStore:
@@ -195,24 +174,25 @@ class PaymentStore:
             raise InconsistentNode(f"transaction {row['elsewhere']} counts in another block")
         return StoredRange(moved=row["moved"] == 1, stored=row["stored"])
 
-    async def decide_seen(self, decide_all: DecideAll, limit: int) -> list[DecidedPayment]:
-        """Decide up to `limit` seen payments in one transaction, under locks on their jobs."""
+    async def decide_seen(
+        self, decide_all: DecideAll, limit: int, after: PaymentId = _FIRST
+    ) -> list[DecidedPayment]:
+        """Decide up to `limit` seen payments in one transaction, under locks on their jobs.
+
+        Returns them in the order of their ids, which are above `after`. Those whose job somebody
+        else holds locked are among them, undecided.
+        """
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(_SEEN, limit, self._chain_id)
+            rows = await connection.fetch(_SEEN, limit, self._chain_id, after)
             if not rows:
                 return []
             payments = [_seen_of(row) for row in rows]
-            jobs, uuids = await _jobs_named_by(connection, payments)
-            decisions = decide_all(payments, jobs)
-            await _write_decisions(connection, decisions)
+            named = await lock_named_jobs(connection, payments)
+            free = [payment for payment in payments if not named.is_busy(payment)]
+            decisions = decide_all(free, named.jobs)
+            await write_decisions(connection, decisions)
         return [
-            DecidedPayment(
-                payment=payment,
-                tx_hash=row["tx_hash"],
-                decision=decisions[payment.id],
-                job_uuid=uuids.get(decisions[payment.id].job_id),
-                waited_s=row["waited_s"],
-            )
+            _decided_of(row, payment, decisions.get(payment.id), named.uuids)
             for payment, row in zip(payments, rows, strict=True)
         ]
 
@@ -286,41 +266,19 @@ def _seen_of(row: asyncpg.Record) -> SeenPayment:
     )
 
 
-async def _jobs_named_by(
-    connection: Connection, payments: Sequence[SeenPayment]
-) -> tuple[list[JobTerms], dict[JobId | None, str]]:
-    memos = {piece.memo for payment in payments for piece in payment.evidence}
-    # Wider amounts than bigint are nobody's unique amount.
-    amounts = {payment.units for payment in payments if payment.units < 2**63}
-    rows = await connection.fetch(_JOBS_NAMED, list(memos), list(amounts))
-    sums = {row["job_id"]: row for row in await connection.fetch(_SUMS, [r["id"] for r in rows])}
-    jobs = [_terms_of(row, sums.get(row["id"])) for row in rows]
-    return jobs, {row["id"]: row["job_uuid"] for row in rows}
-
-
-def _terms_of(row: asyncpg.Record, sums: asyncpg.Record | None) -> JobTerms:
-    amount = row["unique_amount"]
-    return JobTerms(
-        id=row["id"],
-        is_pending=row["status"] == JobStatus.PENDING,
-        memo=Memo(row["memo"]),
-        price=units_of_price(row["price_usdc"]),
-        pay_to=None if row["pay_to"] is None else Address(row["pay_to"]),
-        unique_amount=None if amount is None else Units(amount),
-        expires_at=row["expires_at"],
-        covered=Units(int(sums["covered"] or 0) if sums else 0),
-        partial=Units(int(sums["partial"] or 0) if sums else 0),
+def _decided_of(
+    row: asyncpg.Record,
+    payment: SeenPayment,
+    decision: Decision | None,
+    uuids: Mapping[JobId | None, str],
+) -> DecidedPayment:
+    return DecidedPayment(
+        payment=payment,
+        tx_hash=row["tx_hash"],
+        decision=decision,
+        job_uuid=uuids.get(decision.job_id) if decision else None,
+        waited_s=row["waited_s"],
     )
-
-
-async def _write_decisions(connection: Connection, decisions: Mapping[PaymentId, Decision]) -> None:
-    status = ["matched" if isinstance(d, Matched) else "unmatched" for d in decisions.values()]
-    reasons = [d.reason if isinstance(d, Unmatched) else None for d in decisions.values()]
-    jobs = [d.job_id for d in decisions.values()]
-    await connection.execute(_DECIDE, list(decisions), status, reasons, jobs)
-    paid = [d.job_id for d in decisions.values() if isinstance(d, Matched)]
-    if paid:
-        await connection.execute(_MATCH_WAITING_PARTIALS, paid)
 
 
 def _matched_of(row: asyncpg.Record) -> MatchedPayment:

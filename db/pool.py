@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, Self
@@ -46,7 +47,7 @@ def translated_errors() -> Iterator[None]:
             raise DatabaseRefused(f"the database refuses us: {exc}") from exc
         raise
     except (asyncpg.InterfaceError, OSError, TimeoutError) as exc:
-        raise DatabaseUnavailable(f"{type(exc).__name__}: {exc}") from exc
+        raise DatabaseUnavailable(f"the database is away: {type(exc).__name__}: {exc}") from exc
 
 
 async def _prepare(connection: asyncpg.Connection) -> None:
@@ -57,6 +58,10 @@ async def _prepare(connection: asyncpg.Connection) -> None:
             encoder=json.dumps,
             decoder=json.loads,
         )
+
+
+# What its own reconnecting runs into, our stages meet too, and tell in one line.
+logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
 
 class Database:

@@ -49,11 +49,10 @@ def evidence_of_call(
     if not _made(calldata[_SELECTOR_BYTES:arguments_end], selector, transaction, log):
         return ()
     signer = Signer.PAYER if transaction.sender == log.sender else Signer.THIRD_PARTY
-    tail = strip_suffixes(calldata[arguments_end:])
-    return tuple(
-        Evidence(memo=memo, source=MemoSource.CALLDATA, signer=signer)
-        for memo in memos_of_tail(tail)
-    )
+    tail = calldata[arguments_end:]
+    # Before the ERC-8021 suffixes if it is there; else what looks like one may hold it.
+    memos = memos_of_tail(strip_suffixes(tail)) or memos_of_tail(tail)
+    return tuple(Evidence(memo=memo, source=MemoSource.CALLDATA, signer=signer) for memo in memos)
 
 
 def _made(arguments: bytes, selector: bytes, transaction: Transaction, log: TransferLog) -> bool:

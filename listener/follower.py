@@ -108,6 +108,11 @@ def on_served(span: Span, fetched: FetchRange, payments: int) -> Span:
     return replace(span, blocks=min(wider, span.max_blocks), served_in_row=0)
 
 
+def narrowed(span: Span) -> Span:
+    """Return half of a span, without taking its width for a limit of the node."""
+    return replace(span, blocks=max(1, span.blocks // 2), served_in_row=0)
+
+
 def on_refused(span: Span, refused: FetchRange) -> Span | None:
     """Return the span after the node refused a range: half of it. None: one block is refused."""
     if refused.blocks == 1:

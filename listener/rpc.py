@@ -37,7 +37,7 @@ _RANGE_CODES: Final = frozenset({-32020, -32614})
 _RANGE_TEXT: Final = re.compile(
     r"max results|block range|range limit|limited to a|response (size|too large)|too large"
     r"|size exceeded|more than \d+ results|exceeds? (the )?(max|limit)|query timeout"
-    r"|too many (logs|results|blocks)",
+    r"|too many (logs|results|blocks)|ranges? over|at most \d+ blocks",
     re.IGNORECASE,
 )
 _BATCH_CODES: Final = frozenset({-32014})
@@ -286,10 +286,11 @@ def _raise_if_batch_refused(entries: Iterable[Mapping[str, Json]]) -> None:
 
 def _error_in(error: Json) -> CallError:
     if not isinstance(error, dict):
-        return CallError(code=0, message=str(error)[:500])
-    code = error.get("code")
+        return CallError(code=0, message="the error is not an object")
+    code, message = error.get("code"), error.get("message")
     return CallError(
-        code=code if isinstance(code, int) else 0, message=str(error.get("message"))[:500]
+        code=code if isinstance(code, int) else 0,
+        message=message[:500] if isinstance(message, str) else "no message",
     )
 
 

@@ -12,6 +12,7 @@ from listener.follower import (
     FetchRange,
     Span,
     UpToDate,
+    narrowed,
     next_step,
     on_refused,
     on_served,
@@ -19,13 +20,20 @@ from listener.follower import (
 from listener.ranges import Range, RangeMoved, RangeReader, Watch
 from listener.rpc import ChainReader, HttpRpc
 from oncepaid.domain.chain import BlockRef, Header
-from oncepaid.domain.errors import ForkBelowCursor, InconsistentNode, RangeRefused
+from oncepaid.domain.errors import (
+    ForkBelowCursor,
+    InconsistentNode,
+    NodeBehind,
+    NodeUnavailable,
+    RangeRefused,
+)
 from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
 from oncepaid.domain.payments import ObservedPayment
 from oncepaid.metrics import Metrics
 
 log = structlog.get_logger()
 
+FAILURES_BEFORE_NARROWING: Final = 2
 HEARD_TRIES: Final = 5
 """How often a block that the subscription told of is looked for before the node's head is asked."""
 
@@ -73,6 +81,7 @@ class Listener:
         self._span = Span.first(watch.max_range_blocks)
         self._cursor: BlockRef | None = None
         self._head_number = 0
+        self._failures = 0
         self._heard: tuple[BlockRef, int] | None = None
         self._ahead: tuple[BlockRef, asyncio.Task[Range]] | None = None
 
@@ -99,15 +108,21 @@ class Listener:
         Raises `Retryable` errors of node and database, and `ForkBelowCursor`.
         """
         try:
-            return await self._step()
+            more = await self._step()
         except BaseException as exc:
             # Whatever went wrong, the database knows best how far it got.
             self._start_over()
+            self._failures += 1
             if isinstance(exc, RangeMoved):
                 self._heard = None
             if isinstance(exc, InconsistentNode):
                 self._rpc.distrust()
+            if isinstance(exc, NodeUnavailable) and self._failures % FAILURES_BEFORE_NARROWING == 0:
+                # It may be the width that the node cannot do, whatever it says of it, if anything.
+                self._span = narrowed(self._span)
             raise
+        self._failures = 0
+        return more
 
     async def _step(self) -> bool:
         cursor = await self._load_cursor()
@@ -115,6 +130,7 @@ class Listener:
         step = next_step(cursor, head, self._span)
         match step:
             case UpToDate():
+                self._expect_heard(cursor)
                 return False
             case CursorOrphaned(found=found):
                 raise ForkBelowCursor(f"the cursor stands on {cursor}, the chain has {found}")
@@ -169,17 +185,31 @@ class Listener:
         return cursor
 
     async def _head_above(self, cursor: BlockRef) -> BlockRef:
-        if self._heard is not None:
-            heard, tries_left = self._heard
-            self._heard = (heard, tries_left - 1) if tries_left > 1 else None
+        # What was heard is tried once, and believed again only after something succeeded: a
+        # websocket that tells of blocks that nobody has must not keep us from the node's head.
+        if self._heard is not None and not self._failures:
+            heard, _ = self._heard
             if heard.number > cursor.number:
                 return heard
-            self._heard = None
         header = await self._reader.header("latest")
         if header is None:
             raise InconsistentNode("the node has no latest block")
         self._see_head(header)
         return header.ref
+
+    def _expect_heard(self, cursor: BlockRef) -> None:
+        """A node that lags behind its own websocket is asked again soon, a bounded number of times.
+
+        Raises `NodeBehind` for that.
+        """
+        if self._heard is None:
+            return
+        heard, tries_left = self._heard
+        if heard.number <= cursor.number or tries_left <= 1:
+            self._heard = None
+            return
+        self._heard = heard, tries_left - 1
+        raise NodeBehind(f"the node has no block {heard.number} yet")
 
     def _see_head(self, header: Header) -> None:
         self._head_number = header.number

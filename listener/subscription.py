@@ -79,6 +79,7 @@ class Subscription:
                 close_timeout=CLOSE_TIMEOUT_S,
                 max_size=MAX_MESSAGE_BYTES,
                 compression=None,
+                proxy=None,
             ) as socket:
                 await self._subscribe(socket)
                 if not listen:
@@ -95,6 +96,10 @@ class Subscription:
             return "refused"
         except (OSError, TimeoutError):
             return "unreachable"
+        except Exception as exc:
+            # This is the top of a loop that a stranger's server feeds: a redirect to nonsense, say.
+            log.warning("subscription.odd", endpoint=label_of(url), error=type(exc).__name__)
+            return "refused"
 
     async def _subscribe(self, socket: ClientConnection) -> None:
         request = {

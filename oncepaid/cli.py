@@ -96,13 +96,22 @@ def _end_of_group(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     raise group
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(__version__)
-        raise SystemExit(0)
+    """Options of the program itself."""
 
 
 @app.command()

@@ -36,7 +36,7 @@ from oncepaid.offers import build_services, publish_offers, with_names
 from oncepaid.settings import Settings
 from processors.claude import Claude
 from processors.finisher import Finisher
-from processors.generator import Generator
+from processors.generator import HEARTBEAT_S, Generator
 from processors.matcher import Matcher
 from processors.services import Service
 from processors.settler import Settler
@@ -47,6 +47,7 @@ WORK_POLL_S: Final = 1.0
 """How soon a stage notices what another process left for it; in one process the bell is faster."""
 SETTLE_POLL_S: Final = 2.0
 SWEEP_S: Final = 60.0
+STAGES: Final = ("listen", "match", "settle", "generate", "leases", "finish", "sweep")
 LAG_CHECK_S: Final = 1.0
 
 
@@ -62,6 +63,8 @@ async def run_daemon(settings: Settings, role: Role) -> None:
     """Run until cancelled. Raises `BadSetting` where a setting cannot work."""
     _require(settings, role)
     services = build_services(settings)
+    for model in {service.model for service in services.values()} - set(settings.claude.prices):
+        log.warning("claude.model_without_price", model=model, assumed="the dearest")
     async with AsyncExitStack() as stack:
         metrics = Metrics(_registry())
         health = Health(("database", "node"))
@@ -167,7 +170,7 @@ class Stages:
         self._work = JobStore(database)
         self._ledger = PaymentStore(database, settings.chain.chain_id)
         self._cursor = CursorStore(database, settings.chain.chain_id)
-        self._bells = {name: Bell() for name in ("listen", "match", "settle", "generate", "finish")}
+        self._bells = {name: Bell() for name in STAGES}
 
     async def start_work(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
         """Start what needs no node: matching, generating, finishing, sweeping.
@@ -204,10 +207,8 @@ class Stages:
         self._drive(group, "match", matcher.step, WORK_POLL_S)
         self._drive(group, "generate", generator.step, WORK_POLL_S)
         self._drive(group, "finish", finisher.step, WORK_POLL_S)
-        group.create_task(generator.keep_leases(), name="leases")
-        group.create_task(
-            self._driver.drive("sweep", self._sweep, bell=Bell(), poll_s=SWEEP_S), name="sweep"
-        )
+        self._drive(group, "leases", generator.keep_leases, HEARTBEAT_S)
+        self._drive(group, "sweep", self._sweep, SWEEP_S)
 
     async def start_chain(self, group: asyncio.TaskGroup, role: Role) -> None:
         """Start what talks to a node: listening and settling.

@@ -34,4 +34,4 @@ class Health:
     @property
     def troubles(self) -> Mapping[str, str]:
         """The parts in trouble and why, each a sentence without secrets."""
-        return {part: why for (part, _), why in reversed(self._troubles.items())}
+        return {part: why for (part, _), why in self._troubles.items()}

@@ -47,8 +47,9 @@ class _CredentialsSource(PydanticBaseSettingsSource):
                 except (OSError, UnicodeDecodeError) as exc:
                     problem = f"the credential {name} cannot be read ({type(exc).__name__})"
                     raise BadSetting(f"{section}.{key}", problem) from None
-                if text:
-                    found.setdefault(section, {})[key] = text
+                if not text:
+                    raise BadSetting(f"{section}.{key}", f"the credential {name} is empty")
+                found.setdefault(section, {})[key] = text
         return found
 
 

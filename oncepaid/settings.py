@@ -184,7 +184,7 @@ class ModelPrice(_Section):
 
 
 class ClaudeSettings(_Section):
-    api_key: SecretStr | None = None
+    api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
     base_url: Annotated[str, _url_of(("http", "https"))] | None = None
     model: str = Field("claude-sonnet-5-5", min_length=1)
     max_tokens: int = Field(2000, ge=1, le=21_333)

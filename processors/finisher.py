@@ -15,6 +15,7 @@ from oncepaid.domain.generation import (
     Complete,
     Fail,
     FinishedJob,
+    Finishing,
     TryAgain,
     Verdict,
     decide_verdict,
@@ -34,7 +35,7 @@ class Work(Protocol):
         decide: Callable[[AnsweredJob], Verdict],
         delay: Callable[[AnsweredJob], timedelta],
         limit: int,
-    ) -> list[FinishedJob]: ...
+    ) -> Finishing: ...
 
 
 class Finisher:
@@ -52,15 +53,20 @@ class Finisher:
         self._work = work
         self._services = services
         self._metrics = metrics
+        self._refused: set[str] = set()
         self._decide = partial(_verdict_of, budget=budget)
         self._delay = partial(retry_delay, uniform=uniform)
 
     async def step(self) -> bool:
         """Finish one batch; True when more may be waiting."""
-        finished = await self._work.finish_answered(self._decide, self._delay, BATCH)
-        for job in finished:
+        finishing = await self._work.finish_answered(self._decide, self._delay, BATCH)
+        for job in finishing.finished:
             self._tell(job)
-        return len(finished) == BATCH
+        for refused in finishing.refused:
+            if refused.job.uuid not in self._refused:
+                log.error("job.refused", job_uuid=refused.job.uuid, problem=refused.problem)
+        self._refused = {refused.job.uuid for refused in finishing.refused}
+        return len(finishing.finished) == BATCH
 
     def _tell(self, finished: FinishedJob) -> None:
         job = finished.job

@@ -13,7 +13,7 @@ import structlog
 from oncepaid.domain.errors import Retryable
 from oncepaid.domain.generation import AttemptResult, Outcome
 from oncepaid.domain.jobs import AttemptId, ClaimedJob, PromptRefused, prompt_of
-from oncepaid.domain.pricing import Price, cost_of
+from oncepaid.domain.pricing import DEAREST, Price, cost_of
 from oncepaid.metrics import Metrics
 from processors.services import Service, label_of
 
@@ -88,20 +88,16 @@ class Generator:
             task.add_done_callback(partial(self._ended, job.attempt))
         return False
 
-    async def keep_leases(self) -> None:
-        """Extend the leases of the running calls, for ever; cut off those that were lost."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            held = list(self._running)
-            try:
-                kept = await self._work.keep_leases(held, LEASE) if held else set()
-            except Retryable as exc:
-                log.warning("generation.heartbeat_failed", error=str(exc))
-                continue
-            for attempt in set(held) - kept:
-                if (task := self._running.get(attempt)) is not None and not task.done():
-                    log.warning("generation.lease_lost", attempt_id=attempt)
-                    task.cancel()
+    async def keep_leases(self) -> bool:
+        """Extend the leases of the running calls, and cut off those calls that lost theirs."""
+        held = list(self._running)
+        kept = await self._work.keep_leases(held, LEASE) if held else set()
+        for attempt in set(held) - kept:
+            task = self._running.get(attempt)
+            if task is not None and attempt not in self._storing:
+                log.warning("generation.lease_lost", attempt_id=attempt)
+                task.cancel()
+        return False
 
     async def stop(self) -> None:
         """Give the running jobs back, within twice `RELEASE_TIMEOUT_S`.
@@ -152,7 +148,6 @@ class Generator:
     async def _do(self, job: ClaimedJob) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        self._metrics.observe_stage("started", job.waited_s)
         log.info(
             "ai_processing_start",
             job_uuid=job.uuid,
@@ -161,6 +156,7 @@ class Generator:
             attempt_no=job.attempt_no,
         )
         try:
+            self._metrics.observe_stage("started", job.waited_s)
             result = await self._generate(job)
         except Exception as exc:
             # A bug of ours must not leave the job in the air: it ends as an outcome too.
@@ -187,9 +183,7 @@ class Generator:
         if isinstance(prompt, PromptRefused):
             return AttemptResult(outcome=Outcome.BAD_INPUT, message=prompt.message)
         result = await self._model.generate(service, prompt.text)
-        price = self._prices.get(service.model)
-        if price is None:
-            return result
+        price = self._prices.get(service.model, DEAREST)
         sent_bytes = len(service.system_prompt.encode()) + len(prompt.text.encode())
         cost = cost_of(result, price, prompt_bytes=sent_bytes, max_tokens=service.max_tokens)
         return replace(result, cost_usd=cost)

@@ -27,7 +27,9 @@ DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[Paymen
 
 
 class Ledger(Protocol):
-    async def decide_seen(self, decide_all: DecideAll, limit: int) -> list[DecidedPayment]: ...
+    async def decide_seen(
+        self, decide_all: DecideAll, limit: int, after: PaymentId
+    ) -> list[DecidedPayment]: ...
 
 
 class Matcher:
@@ -46,15 +48,22 @@ class Matcher:
         self._decide_all: DecideAll = partial(decide_all, rules=rules)
         self._metrics = metrics
         self._announce = announce
+        self._after = PaymentId(0)
 
     async def step(self) -> bool:
-        """Decide one batch; True when more may be waiting."""
-        decided = await self._ledger.decide_seen(self._decide_all, BATCH)
+        """Decide one batch; True when more may be waiting.
+
+        A payment whose job is locked by somebody else is passed over until the next round.
+        """
+        batch = await self._ledger.decide_seen(self._decide_all, BATCH, self._after)
+        is_full = len(batch) == BATCH
+        self._after = batch[-1].payment.id if is_full else PaymentId(0)
+        decided = [payment for payment in batch if payment.decision is not None]
         for payment in decided:
             self._tell(payment)
         if decided:
             self._announce()
-        return len(decided) == BATCH
+        return is_full
 
     def _tell(self, decided: DecidedPayment) -> None:
         payment = decided.payment
@@ -72,6 +81,8 @@ class Matcher:
             case Unmatched(reason=why):
                 status, reason = "unmatched", str(why)
                 log.warning("payment.unmatched", **fields, reason=reason, meaning=why.sentence)
+            case None:
+                return
             case _:
                 assert_never(decided.decision)
         self._metrics.payments.labels(status=status, reason=reason).inc()

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import structlog
 
 from oncepaid.domain.chain import BlockHash, Header
+from oncepaid.domain.errors import NodeUnavailable
 from oncepaid.domain.finality import (
     ChainHeads,
     Finalized,
@@ -108,8 +109,12 @@ class Settler:
         ):
             if is_needed:
                 tags[tag] = None
-        if tags:
-            tags = dict(zip(tags, await self._chain.headers(list(tags)), strict=True))
+        for tag in tags:
+            try:
+                (tags[tag],) = await self._chain.headers([tag])
+            except NodeUnavailable as exc:
+                # A node without a `finalized` head must not hold up what does not need one.
+                log.warning("settler.head_unknown", tag=tag, error=str(exc))
         latest, safe, final = (tags.get(tag) for tag in ("latest", "safe", "finalized"))
         return ChainHeads(
             latest_time=latest.time if latest else None,

@@ -141,8 +141,6 @@ ALTER TABLE jobs ADD COLUMN failures_in_row integer NOT NULL DEFAULT 0;
 
 ALTER TABLE jobs ADD CONSTRAINT jobs_memo_key UNIQUE (memo);
 ALTER TABLE jobs ADD CONSTRAINT jobs_memo_length CHECK (octet_length(memo) = 16);
-ALTER TABLE jobs ADD CONSTRAINT jobs_pay_to_form
-    CHECK (pay_to IS NULL OR pay_to ~ '^0x[0-9a-f]{40}$') NOT VALID;
 ALTER TABLE jobs ADD CONSTRAINT jobs_held_amount_is_set
     CHECK (NOT amount_is_held OR coalesce(unique_amount_units, 0) > 0);
 ALTER TABLE jobs ADD CONSTRAINT jobs_lease_has_attempt
@@ -150,6 +148,6 @@ ALTER TABLE jobs ADD CONSTRAINT jobs_lease_has_attempt
 
 -- One live amount belongs to one job of a recipient.
 CREATE UNIQUE INDEX jobs_held_amount_key
-    ON jobs (unique_amount_units, coalesce(pay_to, '')) WHERE amount_is_held;
+    ON jobs (unique_amount_units, lower(coalesce(pay_to, ''))) WHERE amount_is_held;
 CREATE INDEX jobs_claimable_idx ON jobs (id) WHERE status IN ('paid', 'in_progress');
 CREATE INDEX jobs_status_idx ON jobs (status, created_at);

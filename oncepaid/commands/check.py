@@ -80,8 +80,10 @@ def _settings(settings: Settings) -> Finding:
     except OncepaidError as exc:
         return Finding(subject="settings", ok=False, text=str(exc))
     recipients = settings.chain.recipients
+    if not recipients:
+        return Finding(subject="settings", ok=False, text="chain.recipients is missing")
     text = f"{len(recipients)} recipients, services {', '.join(sorted(services))}"
-    return Finding(subject="settings", ok=bool(recipients), text=text)
+    return Finding(subject="settings", ok=True, text=text)
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
@@ -122,7 +124,8 @@ async def _node(settings: Settings, url: str) -> Finding:
     return Finding(
         subject=subject,
         ok=age_s < MAX_HEAD_AGE_S and blocks > 0,
-        text=f"{text} eth_getLogs serves {blocks} blocks",
+        text=f"{text} eth_getLogs serves {blocks} blocks"
+        + (f": the head is older than {MAX_HEAD_AGE_S} s" if age_s >= MAX_HEAD_AGE_S else ""),
     )
 
 

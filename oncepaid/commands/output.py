@@ -51,7 +51,7 @@ def shown(column: str, value: Any) -> str:
     match value:
         case None:
             return "-"
-        case Decimal() | int() if column.endswith("amount_units") and not isinstance(value, bool):
+        case Decimal() | int() if column.endswith("amount_units"):
             return f"{format_usdc(int(value))} USDC"
         case datetime():
             return value.strftime("%Y-%m-%d %H:%M:%S")
@@ -70,10 +70,9 @@ def _plain(value: Any) -> Any:
         case datetime():
             return value.isoformat()
         case Decimal():
-            return (
-                int(value)
-                if value == value.to_integral_value() and value.as_tuple().exponent == 0
-                else str(value)
-            )
+            # PostgreSQL's numeric(78, 0) may come as 5.0E+5.
+            exponent = value.as_tuple().exponent
+            is_count = isinstance(exponent, int) and exponent >= 0
+            return int(value) if is_count else format(value, "f")
         case _:
             return str(value)

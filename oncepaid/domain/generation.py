@@ -174,6 +174,22 @@ class FinishedJob:
     verdict: Verdict
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedJob:
+    """A job whose result the host's constraints or triggers do not let in; tried again later."""
+
+    job: AnsweredJob
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finishing:
+    """What one transaction of the finisher did."""
+
+    finished: list[FinishedJob]
+    refused: list[RefusedJob]
+
+
 def failure_output(message: str) -> dict[str, Any]:
     """Return the `output_data` of a failed job."""
     return {"error": FAILURE_ERROR, "message": message}

@@ -44,11 +44,14 @@ Decision = Matched | Unmatched
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedPayment:
-    """A payment whose decision has just been stored. `waited_s` is the time since it was seen."""
+    """A payment whose decision has just been stored; None: its job is locked by somebody else.
+
+    `waited_s` is the time since it was seen.
+    """
 
     payment: SeenPayment
     tx_hash: TxHash
-    decision: Decision
+    decision: Decision | None
     job_uuid: str | None
     waited_s: float
 

@@ -21,8 +21,10 @@ NONCE_BYTES: Final = 32
 """An EIP-3009 nonce: the envelope and 8 bytes that the payer may choose freely."""
 
 
-MAX_TAIL_BYTES: Final = 1024
-"""Longer tails are not memos; the bound keeps a hostile transaction cheap."""
+MAX_TAIL_BYTES: Final = 128 * 1024
+"""As long as a transaction can be: looking for the magic is cheap, and missing a memo is not."""
+MAX_LOOKS: Final = 256
+"""How many places with the magic are looked at; the bound keeps a hostile tail cheap."""
 
 
 def envelope_of(memo: Memo) -> bytes:
@@ -59,7 +61,9 @@ def memos_of_tail(tail: bytes) -> tuple[Memo, ...]:
     found: dict[Memo, None] = {}
     window = tail[:MAX_TAIL_BYTES]
     at = window.find(MAGIC)
-    while at >= 0:
+    for _ in range(MAX_LOOKS):
+        if at < 0:
+            break
         memo = read_envelope(window[at:])
         if memo is not None:
             found[memo] = None

@@ -18,6 +18,10 @@ class Price:
     output_usd_per_mtok: Decimal
 
 
+DEAREST: Final = Price(input_usd_per_mtok=Decimal(10), output_usd_per_mtok=Decimal(50))
+"""What the dearest current model costs (price list of 2026-11): for models without a price, so that
+limits hold."""
+
 _MAYBE_BILLED: Final = frozenset({Outcome.TIMED_OUT, Outcome.UNREADABLE})
 """The request was sent, and what came of it is unknown: the provider may have charged for it."""
 

@@ -63,7 +63,9 @@ def no_delay(job: AnsweredJob) -> timedelta:
 async def test_completed(database: Database, work: JobStore) -> None:
     output = {"title": "🥐", "n": [1, {"deep": None}], "f": 0.5}
     claimed = await answer(database, answered(output=output))
-    (finished,) = await work.finish_answered(always(Complete(output=output)), no_delay, 10)
+    (finished,) = (
+        await work.finish_answered(always(Complete(output=output)), no_delay, 10)
+    ).finished
     assert finished.job.id == claimed.id
     job = await job_row(database, claimed.id)
     assert (job["status"], job["output_data"]) == ("completed", output)
@@ -142,10 +144,10 @@ async def test_two_finishers_write_once(database: Database, work: JobStore) -> N
         answers = await asyncio.gather(
             *(work.finish_answered(always(Complete(output={"n": n})), no_delay, 10) for n in "abc")
         )
-    finished = [each.job.id for answer in answers for each in answer]
+    finished = [each.job.id for answer in answers for each in answer.finished]
     assert len(finished) == len(set(finished)) == 10
     assert (await row(database, "SELECT DISTINCT status FROM jobs"))["status"] == "completed"
-    assert await work.finish_answered(always(Complete(output={})), no_delay, 10) == []
+    assert (await work.finish_answered(always(Complete(output={})), no_delay, 10)).finished == []
 
 
 async def test_job_that_a_host_took_back(database: Database, work: JobStore) -> None:
@@ -158,7 +160,7 @@ async def test_job_that_a_host_took_back(database: Database, work: JobStore) -> 
         decided.append(job)
         return Complete(output={})
 
-    assert await work.finish_answered(decide, no_delay, 10) == []
+    assert (await work.finish_answered(decide, no_delay, 10)).finished == []
     assert decided == []
     job = await job_row(database, claimed.id)
     assert (job["status"], job["output_data"]) == ("refunded", None)
@@ -176,13 +178,14 @@ async def test_failing_decision_writes_nothing(database: Database, work: JobStor
     with pytest.raises(ZeroDivisionError):
         await work.finish_answered(decide, no_delay, 10)
     assert (await job_row(database, claimed.id))["status"] == "in_progress"
-    assert len(await work.finish_answered(always(Complete(output={})), no_delay, 1)) == 1
+    finishing = await work.finish_answered(always(Complete(output={})), no_delay, 1)
+    assert len(finishing.finished) == 1
 
 
 async def test_running_job_is_not_finished(database: Database, work: JobStore) -> None:
     await add_paid_job(database)
     await claim_one(database)
-    assert await work.finish_answered(always(Complete(output={})), no_delay, 10) == []
+    assert (await work.finish_answered(always(Complete(output={})), no_delay, 10)).finished == []
 
 
 async def test_spent_today(database: Database, work: JobStore) -> None:
@@ -239,3 +242,22 @@ async def test_amounts_are_released_by_the_chains_time(
     assert await work.release_amounts(CHAIN, HOUR, 2 * HOUR) == released
     assert await work.release_amounts(CHAIN, HOUR, 2 * HOUR) == 0
     assert (await job_row(database, job.id))["amount_is_held"] is not bool(released)
+
+
+async def test_a_result_that_the_host_refuses_holds_up_nobody(
+    own_database: Database,
+) -> None:
+    work = JobStore(own_database)
+    refused, welcome = [await answer(own_database, answered()) for _ in range(2)]
+    await execute(
+        own_database,
+        "ALTER TABLE jobs ADD CHECK (output_data IS NULL OR NOT output_data ? 'rude')",
+    )
+
+    def decide(job: AnsweredJob) -> Verdict:
+        return Complete(output={"rude": 1} if job.id == refused.id else {"kind": 1})
+
+    finishing = await work.finish_answered(decide, no_delay, 10)
+    assert [each.job.id for each in finishing.finished] == [welcome.id]
+    assert [each.job.id for each in finishing.refused] == [refused.id]
+    assert (await job_row(own_database, refused.id))["status"] == "in_progress"
