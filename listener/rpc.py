@@ -18,6 +18,7 @@ from oncepaid.domain.chain import Address, BlockHash, Header
 from oncepaid.domain.errors import (
     BadSetting,
     BatchRefused,
+    CallFailed,
     InconsistentNode,
     NodeUnavailable,
     RangeRefused,
@@ -75,7 +76,7 @@ def error_of(call: Call, error: CallError) -> Exception:
         error.code in _RANGE_CODES or _RANGE_TEXT.search(error.message)
     ):
         return RangeRefused(text)
-    return NodeUnavailable(text)
+    return CallFailed(text)
 
 
 class HttpRpc:

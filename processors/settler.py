@@ -6,7 +6,7 @@ from typing import Final, Protocol
 import structlog
 
 from oncepaid.domain.chain import BlockHash, Header
-from oncepaid.domain.errors import NodeUnavailable
+from oncepaid.domain.errors import CallFailed
 from oncepaid.domain.finality import (
     ChainHeads,
     Finalized,
@@ -109,18 +109,27 @@ class Settler:
         ):
             if is_needed:
                 tags[tag] = None
-        for tag in tags:
-            try:
-                (tags[tag],) = await self._chain.headers([tag])
-            except NodeUnavailable as exc:
-                # A node without a `finalized` head must not hold up what does not need one.
-                log.warning("settler.head_unknown", tag=tag, error=str(exc))
+        if tags:
+            tags = await self._heads(list(tags))
         latest, safe, final = (tags.get(tag) for tag in ("latest", "safe", "finalized"))
         return ChainHeads(
             latest_time=latest.time if latest else None,
             safe_number=safe.number if safe else None,
             finalized_number=final.number if final else None,
         )
+
+    async def _heads(self, tags: Sequence[str]) -> dict[str, Header | None]:
+        """Return heads by tag; None for one that this node does not know.
+
+        A node without a `finalized` head must not hold up what does not need one.
+        """
+        try:
+            return dict(zip(tags, await self._chain.headers(tags), strict=True))
+        except CallFailed as exc:
+            if len(tags) > 1:
+                return {tag: (await self._heads([tag]))[tag] for tag in tags}
+            log.warning("settler.head_unknown", tag=tags[0], error=str(exc))
+            return {tags[0]: None}
 
     def _tell(self, credited: CreditedPayment) -> None:
         log.info(

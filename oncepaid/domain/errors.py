@@ -26,6 +26,10 @@ class NodeUnavailable(Retryable):
     """The node did not answer, refused for a passing reason, or answered something unreadable."""
 
 
+class CallFailed(NodeUnavailable):
+    """The node answered this one call with an error; other calls may do."""
+
+
 class RangeRefused(Retryable):
     """The node will not serve `eth_getLogs` over so many blocks or logs; ask for fewer."""
 

@@ -202,29 +202,36 @@ async def test_answered_job_is_not_released(database: Database, work: JobStore) 
     assert (await job_row(database, job.id))["status"] == "in_progress"
 
 
-@pytest.mark.parametrize("call", ["record", "release"])
-async def test_no_deadlock_with_a_claim(database: Database, work: JobStore, call: str) -> None:
+async def test_no_deadlock_with_a_claim(database: Database, work: JobStore) -> None:
     """A claim of the expired lease locks the job, then its attempt: the answer must wait."""
     job = await add_paid_job(database)
     claimed = await claim_one(database, EXPIRED)
     async with asyncio.TaskGroup() as tasks, database.transaction() as claim:
         await claim.execute("SELECT FROM jobs WHERE id = $1 FOR NO KEY UPDATE", job.id)
         async with lock_waits(database, claim):
-            if call == "record":
-                late: asyncio.Task[Any] = tasks.create_task(
-                    work.record_if_leased(claimed.attempt, answered())
-                )
-            else:
-                late = tasks.create_task(work.release([claimed.attempt]))
+            late = tasks.create_task(work.record_if_leased(claimed.attempt, answered()))
         await claim.execute("SET LOCAL lock_timeout = '100ms'")
         await claim.execute(
             "UPDATE generation_attempts SET message = 'mine' WHERE id = $1", claimed.attempt
         )
         # As a heartbeat does: whoever waited must find the row as it is now.
         await claim.execute("UPDATE jobs SET lease_until = now() + interval '1 minute'")
-    assert bool(late.result()) is True
-    status = (await job_row(database, job.id))["status"]
-    assert status == ("in_progress" if call == "record" else "paid")
+    assert late.result() is True
+    assert (await job_row(database, job.id))["status"] == "in_progress"
+
+
+async def test_a_job_that_a_host_holds_locked_takes_no_lease_from_the_others(
+    database: Database, work: JobStore
+) -> None:
+    jobs = [await add_paid_job(database) for _ in range(2)]
+    claimed = await work.claim(2, EXPIRED)
+    attempts = [job.attempt for job in claimed]
+    async with database.transaction() as host, asyncio.timeout(5):
+        await host.execute("SELECT FROM jobs WHERE id = $1 FOR UPDATE", jobs[0].id)
+        assert await work.keep_leases(attempts, MINUTE) == set(attempts)
+        assert await work.release(attempts) == 1
+    assert (await job_row(database, jobs[0].id))["status"] == "in_progress"
+    assert (await job_row(database, jobs[1].id))["status"] == "paid"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from tests.integration.db.support import (
     add_job,
     execute,
     job_row,
-    lock_waits,
     match,
     observed,
     rows,
@@ -128,18 +127,21 @@ async def test_host_changed_the_job_meanwhile(
 async def test_host_changes_the_job_at_the_same_time(
     database: Database, ledger: PaymentStore, change: str
 ) -> None:
-    """Its change is not committed yet; crediting waits for it and judges what came of it."""
+    """Its change is not committed yet: the job is passed over, others are not held up by it."""
     job, ids = await pay(database, PRICE)
-    async with asyncio.TaskGroup() as tasks, database.transaction() as host:
+    other, other_ids = await pay(database, PRICE)
+    async with database.transaction() as host, asyncio.timeout(5):
         await host.execute(f"UPDATE jobs SET {change} WHERE id = $1", job.id)
-        async with lock_waits(database, host):
-            crediting = tasks.create_task(ledger.credit(ids))
+        meanwhile = await ledger.credit([*ids, *other_ids])
+    assert [each.job_id for each in meanwhile.credited] == [other.id]
+    assert (meanwhile.returned, await standing(database, ids)) == ([], [("matched", None)])
+    crediting = await ledger.credit(ids)
     if "status" in change:
-        assert crediting.result().credited == []
+        assert crediting.credited == []
         assert await standing(database, ids) == [("unmatched", "duplicate")]
         assert (await job_row(database, job.id))["status"] == "refunded"
     else:
-        assert [each.id for each in crediting.result().credited] == ids
+        assert [each.id for each in crediting.credited] == ids
         assert await standing(database, ids) == [CREDITED]
         assert (await job_row(database, job.id))["status"] == "paid"
 

@@ -10,6 +10,8 @@ from structlog.testing import capture_logs
 
 from db.pool import Database
 from oncepaid.domain.errors import DatabaseUnavailable
+from oncepaid.health import Health
+from oncepaid.loops import Bell, Driver
 from processors import generator as generator_module
 from processors.claude import Claude
 from processors.generator import MAX_LOST_ATTEMPTS
@@ -27,6 +29,7 @@ from tests.integration.processors.rig import (
     outcomes_of,
 )
 
+HEARTBEAT_S: Final = 0.01
 GOOD: Final = {"ok": True}
 LATE: Final = {"ok": False}
 TRIES: Final = 5
@@ -35,17 +38,15 @@ TRIES: Final = 5
 
 @asynccontextmanager
 async def in_background(generator: generator_module.Generator) -> AsyncIterator[None]:
-    task = asyncio.create_task(generator.keep_leases())
+    driving = Driver(Health(())).drive(
+        "leases", generator.keep_leases, bell=Bell(), poll_s=HEARTBEAT_S
+    )
+    task = asyncio.create_task(driving)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-@pytest.fixture
-def quick_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator_module, "HEARTBEAT_S", 0.01)
 
 
 @pytest.fixture
@@ -195,7 +196,6 @@ async def test_an_old_answer_does_not_touch_a_job_given_back(
     assert await outcomes_of(database, job) == ["lost", "cancelled", "succeeded"]
 
 
-@pytest.mark.usefixtures("quick_heartbeat")
 async def test_a_lost_lease_cuts_the_call_off(
     database: Database, rig: Rig, server: ClaudeServer, skill: int
 ) -> None:
@@ -213,7 +213,6 @@ async def test_a_lost_lease_cuts_the_call_off(
     assert (await job_row(database, job)).status == "disputed"
 
 
-@pytest.mark.usefixtures("quick_heartbeat")
 async def test_heartbeats_keep_the_lease(
     database: Database, rig: Rig, server: ClaudeServer, skill: int
 ) -> None:
@@ -230,7 +229,6 @@ async def test_heartbeats_keep_the_lease(
     assert len(server.requests) == 1, "nobody else may claim it"
 
 
-@pytest.mark.usefixtures("quick_heartbeat")
 async def test_heartbeats_survive_a_database_that_is_away(
     far_database: Database,
     database: Database,

@@ -78,7 +78,7 @@ def test_an_envelope_is_found_up_to_the_limit(offset: int) -> None:
     assert memos_of_tail(bytes(offset) + EXAMPLE_ENVELOPE) == (EXAMPLE,)
 
 
-@pytest.mark.parametrize("offset", [MAX_TAIL_BYTES - ENVELOPE_BYTES + 1, MAX_TAIL_BYTES, 100_000])
+@pytest.mark.parametrize("offset", [MAX_TAIL_BYTES - ENVELOPE_BYTES + 1, MAX_TAIL_BYTES, 300_000])
 def test_an_envelope_beyond_the_limit_is_not_looked_for(offset: int) -> None:
     assert memos_of_tail(bytes(offset) + EXAMPLE_ENVELOPE) == ()
 
