@@ -35,9 +35,10 @@ DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[Paymen
 # no unique index would see it.
 _STORE_RANGE = """
 WITH elsewhere AS (
-    SELECT p.tx_hash FROM unnest($7::text[], $10::text[]) AS p (tx_hash, block_hash)
-      JOIN payments q ON q.chain_id = $1 AND q.tx_hash = p.tx_hash
-                     AND q.block_hash <> p.block_hash AND q.status <> 'orphaned'
+    SELECT q.tx_hash FROM payments q
+     WHERE q.chain_id = $1 AND q.tx_hash = ANY($7::text[]) AND q.status <> 'orphaned'
+       AND NOT EXISTS (SELECT FROM unnest($7::text[], $10::text[]) AS p (tx_hash, block_hash)
+                        WHERE p.tx_hash = q.tx_hash AND p.block_hash = q.block_hash)
      LIMIT 1
 ), moved AS (
     UPDATE chain_cursor

@@ -7,7 +7,6 @@ from pathlib import Path
 from db.embedded import EmbeddedPostgres
 from devchain.daemon import config_of, start_daemon
 from devchain.processes import free_port
-from devchain.stack import start_stack
 from tests.acceptance.conftest import World
 from tests.fakes.tcp_proxy import start_tcp_proxy
 
@@ -49,7 +48,7 @@ async def test_it_waits_for_a_node_that_is_away_at_start(world: World) -> None:
         assert status == 503
         assert list(json.loads(text)["reasons"]) == ["node"]
         assert await daemon.get("/livez") == (200, '{"live": true}')
-        async with start_stack(port=port, payers=1):
+        async with start_tcp_proxy(world.stack.anvil.port, port=port):
             await daemon.wait_for("daemon.ready")
             await daemon.wait_for("listener.first_start")
             assert (await daemon.get("/readyz"))[0] == 200

@@ -46,10 +46,10 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @asynccontextmanager
-async def start_tcp_proxy(server_port: int) -> AsyncIterator[TcpProxy]:
-    """Listen on a free loopback port before `server_port` until the block ends."""
+async def start_tcp_proxy(server_port: int, *, port: int = 0) -> AsyncIterator[TcpProxy]:
+    """Listen on a loopback port (0: any free one) before `server_port` until the block ends."""
     proxy = TcpProxy(server_port)
-    server = await asyncio.start_server(proxy.serve_client, LOOPBACK, 0)
+    server = await asyncio.start_server(proxy.serve_client, LOOPBACK, port)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
