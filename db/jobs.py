@@ -138,6 +138,7 @@ SELECT j.id, j.job_uuid::text AS job_uuid, coalesce(j.attempts, 0) AS attempts,
        extract(epoch FROM clock_timestamp() - a.finished_at)::float8 AS waited_s
   FROM jobs j JOIN generation_attempts a ON a.id = j.attempt_id
  WHERE j.status = 'in_progress' AND j.lease_until IS NULL AND a.finished_at IS NOT NULL
+   AND j.completed_at IS NULL
  ORDER BY j.id LIMIT $1 FOR NO KEY UPDATE OF j SKIP LOCKED
 """
 

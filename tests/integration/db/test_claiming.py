@@ -9,7 +9,7 @@ import pytest
 from db.jobs import JobStore
 from db.pool import Database
 from oncepaid.domain.generation import Outcome
-from oncepaid.domain.jobs import MAX_INPUT_BYTES, JobId
+from oncepaid.domain.jobs import MAX_INPUT_BYTES, AttemptId, JobId
 from tests.integration.db.support import (
     MINUTE,
     add_job,
@@ -174,7 +174,9 @@ async def test_host_that_closed_the_job_keeps_its_word(database: Database, work:
 async def test_leases_are_kept(database: Database, work: JobStore) -> None:
     await add_paid_job(database)
     claimed = await claim_one(database, EXPIRED)
-    assert await work.keep_leases([claimed.attempt, 777_777], MINUTE) == {claimed.attempt}  # type: ignore[list-item]
+    assert await work.keep_leases([claimed.attempt, AttemptId(777_777)], MINUTE) == {
+        claimed.attempt
+    }
     assert await work.claim(10, MINUTE) == []
     assert await work.record_if_leased(claimed.attempt, answered())
     # Answered: there is no lease to keep, and none must come back.

@@ -261,3 +261,15 @@ async def test_a_result_that_the_host_refuses_holds_up_nobody(
     assert [each.job.id for each in finishing.finished] == [welcome.id]
     assert [each.job.id for each in finishing.refused] == [refused.id]
     assert (await job_row(own_database, refused.id))["status"] == "in_progress"
+
+
+async def test_a_result_is_not_written_again_when_a_host_moves_its_job_back(
+    database: Database, work: JobStore
+) -> None:
+    claimed = await answer(database, answered())
+    await work.finish_answered(always(Complete(output={"n": 1})), no_delay, 10)
+    for status in ("in_progress", "paid"):
+        await execute(database, "UPDATE jobs SET status = $2 WHERE id = $1", claimed.id, status)
+        again = await work.finish_answered(always(Complete(output={"n": 2})), no_delay, 10)
+        assert (again.finished, await work.claim(10, MINUTE)) == ([], [])
+    assert (await job_row(database, claimed.id))["output_data"] == {"n": 1}
