@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import asyncpg
 
 from db.pool import Connection
+from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.chain import Address
-from oncepaid.domain.jobs import JobId, JobStatus, JobTerms
+from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import Decision, Matched, Unmatched
 from oncepaid.domain.memo import Memo
 from oncepaid.domain.money import Units, units_of_price
@@ -23,9 +24,10 @@ SELECT id, memo, CASE WHEN amount_is_held THEN unique_amount_units END AS unique
 # A job that a host holds locked is passed over: nobody else may wait for it. Ordered, so that two
 # transactions never wait crosswise. The expiry is cut to what `datetime` can hold: a host may store
 # `infinity`, or null in a column of its own; its price may be of another numeric type.
-_LOCK_JOBS = """
-SELECT id, job_uuid::text AS job_uuid, status, memo, price_usdc::numeric AS price_usdc,
-       lower(pay_to) AS pay_to,
+_LOCK_JOBS = f"""
+SELECT id, job_uuid::text AS job_uuid, memo,
+       status = 'pending' OR is_unbacked OR {HAS_UNREVERSED} AS awaits_payment,
+       price_usdc::numeric AS price_usdc, lower(pay_to) AS pay_to,
        CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount,
        least(greatest(coalesce(expires_at, 'infinity'), '0001-01-02 UTC'), '9999-12-30 UTC')
            ::timestamptz AS expires_at
@@ -90,7 +92,7 @@ def _terms_of(row: asyncpg.Record, sums: asyncpg.Record | None) -> JobTerms:
     amount = row["unique_amount"]
     return JobTerms(
         id=row["id"],
-        is_pending=row["status"] == JobStatus.PENDING,
+        awaits_payment=row["awaits_payment"],
         memo=Memo(row["memo"]),
         price=units_of_price(row["price_usdc"]),
         pay_to=None if row["pay_to"] is None else Address(row["pay_to"]),

@@ -7,6 +7,7 @@ from typing import Any, Final
 import asyncpg
 
 from db.pool import Connection, Database
+from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.generation import (
     AnsweredJob,
     AttemptResult,
@@ -32,14 +33,16 @@ _HOST_REFUSES: Final = (
 
 Decide = Callable[[AnsweredJob], Verdict]
 
-# A job without credited units is not ours to do (ADR 3), whatever its status says.
-_CLAIM = """
+# A job without credited units is not ours to do (ADR 3), whatever its status says; nor is one whose
+# credited money left the chain.
+_CLAIM = f"""
 WITH due AS (
     SELECT id, attempt_id, status = 'in_progress' AS is_lost,
            coalesce(extract(epoch FROM clock_timestamp() - greatest(paid_at, nullif(
                next_attempt_at, '-infinity')))::float8, 0) AS waited_s
       FROM jobs
      WHERE credited_units > 0 AND completed_at IS NULL
+       AND NOT is_unbacked AND NOT {HAS_UNREVERSED}
        AND (status = 'paid' AND next_attempt_at <= now()
             OR status = 'in_progress' AND lease_until < now())
      ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED

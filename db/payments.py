@@ -1,70 +1,28 @@
-"""The payment ledger: storing ranges, deciding what was seen, crediting what is final."""
+"""The payment ledger: deciding what was seen, crediting what is final."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
-import orjson
 
 from db.deciding import lock_named_jobs, write_decisions
+from db.payment_rows import LOG_COLUMNS, evidence_of, stored_log_of
 from db.pool import Database
-from oncepaid.domain.chain import BlockHash, BlockRef, Header
-from oncepaid.domain.errors import InconsistentNode
+from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import DecidedPayment, Decision
-from oncepaid.domain.memo import Memo
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import (
     CreditedPayment,
     Crediting,
-    Evidence,
     MatchedPayment,
-    MemoSource,
-    ObservedPayment,
     PaymentId,
     Reason,
     ReturnedPayment,
     SeenPayment,
-    Signer,
 )
 
 DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[PaymentId, Decision]]
-
-# A transaction counts in one block only. In another one its logs may have other numbers, so that
-# no unique index would see it.
-_STORE_RANGE = """
-WITH elsewhere AS (
-    SELECT q.tx_hash FROM payments q
-     WHERE q.chain_id = $1 AND q.tx_hash = ANY($7::text[]) AND q.status <> 'orphaned'
-       AND NOT EXISTS (SELECT FROM unnest($7::text[], $10::text[]) AS p (tx_hash, block_hash)
-                        WHERE p.tx_hash = q.tx_hash AND p.block_hash = q.block_hash)
-     LIMIT 1
-), moved AS (
-    UPDATE chain_cursor
-       SET block_number = $4, block_hash = $5, block_time = $6, updated_at = now()
-     WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3
-       AND NOT EXISTS (SELECT FROM elsewhere)
- RETURNING 1
-), stored AS (
-    INSERT INTO payments (chain_id, tx_hash, log_index, block_number, block_hash, block_time,
-                          sender, recipient, amount_units, memo, memo_source, evidence,
-                          transfers_in_tx)
-    SELECT $1, p.tx_hash, p.log_index, p.block_number, p.block_hash, p.block_time, p.sender,
-           p.recipient, p.amount_units, p.memo, p.memo_source, p.evidence::jsonb,
-           p.transfers_in_tx
-      FROM unnest($7::text[], $8::bigint[], $9::bigint[], $10::text[],
-                               $11::timestamptz[], $12::text[], $13::text[], $14::numeric[],
-                               $15::bytea[], $16::text[], $17::text[], $18::int[])
-           AS p (tx_hash, log_index, block_number, block_hash, block_time, sender, recipient,
-                 amount_units, memo, memo_source, evidence, transfers_in_tx)
-     WHERE EXISTS (SELECT FROM moved)
-    ON CONFLICT (chain_id, block_hash, log_index) DO NOTHING
-    RETURNING 1
-)
-SELECT (SELECT count(*) FROM moved) AS moved, (SELECT count(*) FROM stored) AS stored,
-       (SELECT tx_hash FROM elsewhere) AS elsewhere
-"""
 
 _SEEN = """
 SELECT id, sender, recipient, amount_units, block_time, evidence, transfers_in_tx, tx_hash,
@@ -73,8 +31,8 @@ SELECT id, sender, recipient, amount_units, block_time, evidence, transfers_in_t
    FOR UPDATE SKIP LOCKED
 """
 
-_MATCHED = """
-SELECT id, job_id, block_number, block_hash, block_time, amount_units,
+_MATCHED = f"""
+SELECT {LOG_COLUMNS}, job_id, block_time,
        sum(amount_units) OVER (PARTITION BY job_id) AS job_units
   FROM payments
  WHERE status = 'matched' AND chain_id = $3 AND job_id IN (
@@ -83,41 +41,56 @@ SELECT id, job_id, block_number, block_hash, block_time, amount_units,
  ORDER BY job_id, id
 """
 
-# Of the payments that could not be credited: a host closed the job, or raised its price.
-_UNMATCH = """
+# Of the payments that could not be credited: a host closed the job, or raised its price, or a
+# reorganisation took a part of the sum.
+_UNMATCH = f"""
 WITH sums AS (
     SELECT job_id, sum(amount_units) AS units FROM payments
      WHERE id = ANY($1::bigint[]) AND status = 'matched' GROUP BY job_id
 ), j AS (
-    SELECT jobs.id, jobs.job_uuid, jobs.status, jobs.price_usdc, sums.units
-      FROM jobs JOIN sums ON sums.job_id = jobs.id ORDER BY jobs.id
+    SELECT jobs.id, jobs.job_uuid, jobs.price_usdc,
+           jobs.status = 'pending' OR jobs.is_unbacked AS awaits_payment,
+           sums.units + CASE WHEN jobs.is_unbacked THEN jobs.credited_units ELSE 0 END AS units
+      FROM jobs JOIN sums ON sums.job_id = jobs.id
+     WHERE NOT {HAS_UNREVERSED} ORDER BY jobs.id
        FOR NO KEY UPDATE OF jobs SKIP LOCKED
 )
 UPDATE payments p
    SET status = 'unmatched',
-       reason = CASE WHEN j.status <> 'pending' THEN 'duplicate'
+       reason = CASE WHEN NOT j.awaits_payment THEN 'duplicate'
                      WHEN j.price_usdc IS NULL THEN 'job_not_payable' ELSE 'underpaid' END
   FROM j
  WHERE p.id = ANY($1::bigint[]) AND p.status = 'matched' AND j.id = p.job_id
-   AND (j.status <> 'pending' OR j.price_usdc IS NULL OR j.units < j.price_usdc * 1000000)
+   AND (NOT j.awaits_payment OR j.price_usdc IS NULL OR j.units < j.price_usdc * 1000000)
 RETURNING p.id, p.tx_hash, p.amount_units, p.reason, j.job_uuid::text AS job_uuid
 """
 
-# Locks payments before jobs, and both in order, as `_SEEN` and `_LOCK_JOBS` do.
-_CREDIT = """
+# Locks payments before jobs, and both in order, as `_SEEN` and `_LOCK_JOBS` do. A job whose work
+# was begun for money that left the chain takes new money in the state that it is in.
+_CREDIT = f"""
 WITH due AS (
     SELECT id, job_id, amount_units FROM payments
      WHERE id = ANY($1::bigint[]) AND status = 'matched' ORDER BY id FOR UPDATE
 ), sums AS (
     SELECT job_id, sum(amount_units) AS units FROM due GROUP BY job_id
 ), open AS (
-    SELECT j.id, s.units FROM jobs j JOIN sums s ON s.job_id = j.id
-     WHERE j.status = 'pending' AND s.units >= j.price_usdc * 1000000
-     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+    SELECT jobs.id,
+           sums.units + CASE WHEN jobs.is_unbacked THEN jobs.credited_units ELSE 0 END AS units
+      FROM jobs JOIN sums ON sums.job_id = jobs.id
+     WHERE (jobs.status = 'pending' OR jobs.is_unbacked) AND NOT {HAS_UNREVERSED}
+       AND sums.units + CASE WHEN jobs.is_unbacked THEN jobs.credited_units ELSE 0 END
+           >= jobs.price_usdc * 1000000
+       AND NOT EXISTS (SELECT FROM chain_cursor WHERE chain_id = $2 AND conflict IS NOT NULL)
+     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
 ), paid AS (
-    UPDATE jobs j SET status = 'paid', paid_at = clock_timestamp(), credited_units = open.units
+    UPDATE jobs j
+       SET status = CASE WHEN j.status = 'pending' THEN 'paid' ELSE j.status END,
+           paid_at = clock_timestamp(), credited_units = open.units, is_unbacked = false
       FROM open WHERE j.id = open.id
     RETURNING j.id, j.job_uuid, j.skill_id
+), made_good AS (
+    UPDATE losses SET made_good_at = clock_timestamp()
+      FROM paid WHERE losses.job_id = paid.id AND made_good_at IS NULL
 )
 UPDATE payments p SET status = 'credited', credited_at = clock_timestamp()
   FROM due JOIN paid ON paid.id = due.job_id LEFT JOIN skills s ON s.id = paid.skill_id
@@ -128,13 +101,24 @@ RETURNING p.id, p.job_id, p.tx_hash, p.amount_units, paid.job_uuid::text AS job_
        extract(epoch FROM p.credited_at - p.matched_at)::float8 AS waited_s
 """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRange:
-    """`moved` False: another listener moved the cursor first, and nothing was stored."""
-
-    moved: bool
-    stored: int
+# What a host's flapping prices, or a part that was orphaned and came back, can leave behind: sums
+# that are enough, and nobody who looks. They are decided anew.
+_RECONSIDER = """
+WITH enough AS (
+    SELECT p.job_id FROM payments p JOIN jobs j ON j.id = p.job_id
+     WHERE p.status = 'unmatched' AND p.reason = 'underpaid' AND p.chain_id = $1
+       AND (j.status = 'pending' OR j.is_unbacked) AND j.price_usdc IS NOT NULL
+     GROUP BY p.job_id, j.price_usdc HAVING sum(p.amount_units) >= j.price_usdc * 1000000
+     LIMIT 500
+), waiting AS (
+    SELECT p.id FROM payments p JOIN enough USING (job_id)
+     WHERE p.status = 'unmatched' AND p.reason = 'underpaid'
+     ORDER BY p.id FOR UPDATE OF p SKIP LOCKED
+)
+UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
+  FROM waiting WHERE payments.id = waiting.id
+RETURNING payments.id
+"""
 
 
 _FIRST: Final = PaymentId(0)
@@ -146,34 +130,6 @@ class PaymentStore:
     def __init__(self, database: Database, chain_id: int) -> None:
         self._database = database
         self._chain_id = chain_id
-
-    async def store_range(
-        self, cursor: BlockRef, end: Header, payments: Sequence[ObservedPayment]
-    ) -> StoredRange:
-        """Store a range's payments and move the cursor from `cursor` to `end`, or do neither.
-
-        A payment that is stored already is left alone. Raises `InconsistentNode` where a
-        transaction that counts in one block is reported in another one.
-        """
-        columns = [list(column) for column in zip(*map(_row_of, payments), strict=True)]
-        try:
-            async with self._database.connection() as connection:
-                row = await connection.fetchrow(
-                    _STORE_RANGE,
-                    self._chain_id,
-                    cursor.number,
-                    cursor.hash,
-                    end.number,
-                    end.hash,
-                    end.time,
-                    *(columns or [[]] * 12),
-                )
-        except asyncpg.UniqueViolationError as exc:
-            raise InconsistentNode(f"a payment moved to another block: {exc.detail}") from exc
-        assert row is not None
-        if row["elsewhere"] is not None:
-            raise InconsistentNode(f"transaction {row['elsewhere']} counts in another block")
-        return StoredRange(moved=row["moved"] == 1, stored=row["stored"])
 
     async def decide_seen(
         self, decide_all: DecideAll, limit: int, after: PaymentId = _FIRST
@@ -207,10 +163,11 @@ class PaymentStore:
         """Credit payments and make their jobs `paid`, in one transaction.
 
         `payments` holds all matched payments of each job it speaks of. Where a host closed the
-        job or raised its price meanwhile, they become `unmatched` again, with the reason.
+        job or raised its price meanwhile, they become `unmatched` again, with the reason. While the
+        chain is in conflict with what was final, nothing is credited.
         """
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(_CREDIT, payments)
+            rows = await connection.fetch(_CREDIT, payments, self._chain_id)
             credited = {row["id"] for row in rows}
             rest = [payment for payment in payments if payment not in credited]
             returned = await connection.fetch(_UNMATCH, rest) if rest else []
@@ -219,40 +176,18 @@ class PaymentStore:
             returned=[_returned_of(row) for row in returned],
         )
 
+    async def reconsider_partials(self) -> int:
+        """Have partial payments that are enough together decided anew; returns how many."""
+        async with self._database.connection() as connection:
+            return len(await connection.fetch(_RECONSIDER, self._chain_id))
 
-def _row_of(payment: ObservedPayment) -> tuple[Any, ...]:
-    log, evidence = payment.log, payment.evidence
-    first = evidence[0] if evidence else None
-    return (
-        log.tx_hash,
-        log.log_index,
-        log.block.number,
-        log.block.hash,
-        payment.block_time,
-        log.sender,
-        log.recipient,
-        log.units,
-        first.memo if first else None,
-        first.source if first else None,
-        _json_of(evidence),
-        payment.transfers_in_tx,
-    )
-
-
-def _json_of(evidence: tuple[Evidence, ...]) -> str:
-    found = [{"memo": e.memo.hex(), "source": e.source, "signer": e.signer} for e in evidence]
-    return orjson.dumps(found).decode()
-
-
-def _evidence_of(value: Any) -> tuple[Evidence, ...]:
-    return tuple(
-        Evidence(
-            memo=Memo(bytes.fromhex(piece["memo"])),
-            source=MemoSource(piece["source"]),
-            signer=Signer(piece["signer"]),
-        )
-        for piece in value
-    )
+    async def conflict(self) -> str | None:
+        """Return what of the chain contradicts what was final, if anything does."""
+        async with self._database.connection() as connection:
+            found: str | None = await connection.fetchval(
+                "SELECT conflict FROM chain_cursor WHERE chain_id = $1", self._chain_id
+            )
+        return found
 
 
 def _seen_of(row: asyncpg.Record) -> SeenPayment:
@@ -262,7 +197,7 @@ def _seen_of(row: asyncpg.Record) -> SeenPayment:
         recipient=row["recipient"],
         units=Units(int(row["amount_units"])),
         block_time=row["block_time"],
-        evidence=_evidence_of(row["evidence"]),
+        evidence=evidence_of(row["evidence"]),
         transfers_in_tx=row["transfers_in_tx"],
     )
 
@@ -284,11 +219,9 @@ def _decided_of(
 
 def _matched_of(row: asyncpg.Record) -> MatchedPayment:
     return MatchedPayment(
-        id=row["id"],
+        log=stored_log_of(row),
         job_id=row["job_id"],
-        block=BlockRef(number=row["block_number"], hash=BlockHash(row["block_hash"])),
         block_time=row["block_time"],
-        units=Units(int(row["amount_units"])),
         job_units=Units(int(row["job_units"])),
     )
 

@@ -33,6 +33,7 @@ class Snapshot:
     oldest_job_age_s: Mapping[str, float]
     unmatched_units: Mapping[str, int]
     payments: Mapping[str, int]
+    lost_units: int
     cursors: Sequence[Row]
 
 
@@ -72,9 +73,13 @@ class Reports:
             payments = await connection.fetch(
                 "SELECT status, count(*) AS n FROM payments GROUP BY status"
             )
+            lost = await connection.fetchval(
+                "SELECT coalesce(sum(amount_units), 0) FROM losses WHERE made_good_at IS NULL"
+            )
             cursors = await connection.fetch(
                 """
-                SELECT chain_id, block_number, block_hash, block_time, updated_at,
+                SELECT chain_id, block_number, block_hash, block_time, updated_at, checked_number,
+                       finalized_number, conflict,
                        extract(epoch FROM now() - block_time)::float8 AS lag_s
                   FROM chain_cursor ORDER BY chain_id
                 """
@@ -84,6 +89,7 @@ class Reports:
             oldest_job_age_s={row["status"]: row["age"] for row in jobs},
             unmatched_units={row["reason"]: int(row["units"]) for row in unmatched},
             payments={row["status"]: row["n"] for row in payments},
+            lost_units=int(lost),
             cursors=[dict(row) for row in cursors],
         )
 

@@ -14,6 +14,7 @@ from oncepaid.domain.chain import (
     BlockHash,
     BlockRef,
     Header,
+    Receipt,
     Transaction,
     TransferLog,
     TxHash,
@@ -184,4 +185,21 @@ def decode_transaction(value: Json) -> Transaction | None:
         sender=Address(_lower(value.get("from"))),
         to=None if to is None else Address(_lower(to)),
         calldata=data,
+    )
+
+
+def decode_receipt(value: Json, token: Address) -> Receipt | None:
+    """Return a transaction's receipt; None for `null`, a transaction that is not mined."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InconsistentNode("a receipt is not an object")
+    logs = value.get("logs")
+    if not isinstance(logs, list):
+        raise InconsistentNode("a receipt has no list of logs")
+    found = (decode_transfer(entry, token) for entry in logs)
+    return Receipt(
+        block=_block_of(value),
+        succeeded=value.get("status") == "0x1",
+        transfers=tuple(transfer for transfer in found if transfer is not None),
     )

@@ -15,7 +15,7 @@ from listener.decode import (
     topic_of_address,
 )
 from listener.follower import FetchRange, follows_cursor, is_end_sound
-from listener.rpc import Call, ChainReader, HttpRpc, header_call
+from listener.rpc import Call, Caller, ChainReader, header_call
 from oncepaid.domain.chain import (
     AUTHORIZATION_USED_TOPIC,
     TRANSFER_TOPIC,
@@ -28,7 +28,7 @@ from oncepaid.domain.chain import (
     TxHash,
     time_of,
 )
-from oncepaid.domain.errors import ForkBelowCursor, InconsistentNode, NodeBehind
+from oncepaid.domain.errors import CursorGone, InconsistentNode, NodeBehind
 from oncepaid.domain.memo import memo_of_nonce
 from oncepaid.domain.payments import Evidence, MemoSource, ObservedPayment, Signer
 
@@ -67,9 +67,9 @@ class Range:
 
 
 class RangeReader:
-    """Asks a node for ranges. Holds nothing but what to look for."""
+    """Asks a node for ranges. Holds nothing but whom to ask and what to look for."""
 
-    def __init__(self, rpc: HttpRpc, watch: Watch) -> None:
+    def __init__(self, rpc: Caller, watch: Watch) -> None:
         self._rpc = rpc
         self._reader = ChainReader(rpc)
         self._watch = watch
@@ -77,13 +77,46 @@ class RangeReader:
     async def fetch(self, cursor: BlockRef, step: FetchRange, head: BlockRef) -> Range:
         """Fetch a range's logs and what its payments carry, between two looks at its end."""
         end = head if step.last == head.number else await self._end_of(step)
-        logs = await self._logs(step)
-        transfers = [t for t in (decode_transfer(entry, self._watch.token) for entry in logs) if t]
-        transfers = [t for t in transfers if self._is_ours(t)]
-        _check_range(transfers, step)
+        transfers = await self._transfers(step)
         after, transactions = await self._verify_and_read(cursor, end, transfers)
         payments = await self._observe(transfers, transactions, after)
         return Range(end=after, fetched=step, payments=payments)
+
+    async def read(
+        self, step: FetchRange, end: BlockRef | None
+    ) -> tuple[Header, list[TransferLog]]:
+        """Return the transfers of a range alone, between two looks at its end.
+
+        `end` is the block that must stand there, None for whichever does. Raises `NodeBehind` where
+        the node does not have it yet, `RangeMoved` where it has another.
+        """
+        header = await self._reader.header(step.last)
+        if header is None:
+            raise NodeBehind(f"the node has no block {step.last} yet")
+        before = header.ref
+        if end is not None and before != end:
+            raise RangeMoved(f"block {step.last} is not the one that was read before")
+        transfers = await self._transfers(step)
+        after = await self._reader.header(step.last)
+        if after is None or not is_end_sound(before, after):
+            raise RangeMoved(f"block {step.last} was replaced while its range was read")
+        return after, transfers
+
+    async def observe(self, transfers: Sequence[TransferLog], end: Header) -> list[ObservedPayment]:
+        """Return transfers with what they carry; `end` is the verified end of their range."""
+        hashes = list(dict.fromkeys(transfer.tx_hash for transfer in transfers))
+        calls = [Call(method="eth_getTransactionByHash", params=(h,)) for h in hashes]
+        answers = await self._rpc.call_all(calls) if calls else []
+        found = dict(zip(hashes, map(decode_transaction, answers), strict=True))
+        return await self._observe(transfers, _checked_transactions(transfers, found, end.ref), end)
+
+    async def _transfers(self, step: FetchRange) -> list[TransferLog]:
+        logs = await self._logs(step)
+        decoded = (decode_transfer(entry, self._watch.token) for entry in logs)
+        transfers = [transfer for transfer in decoded if transfer and self._is_ours(transfer)]
+        _check_range(transfers, step)
+        # A node may tell of a log twice.
+        return list({(t.block.hash, t.log_index): t for t in transfers}.values())
 
     def _is_ours(self, transfer: TransferLog) -> bool:
         ours = self._watch.recipients
@@ -120,7 +153,7 @@ class RangeReader:
         if below and at_cursor is None:
             raise InconsistentNode(f"the node has block {end.number} and not {cursor.number}")
         if not follows_cursor(cursor, header, at_cursor):
-            raise ForkBelowCursor(f"block {header.number} is not built upon the cursor {cursor}")
+            raise CursorGone(f"block {header.number} is not built upon the cursor {cursor}")
         found = dict(zip(hashes, map(decode_transaction, answers[1 + len(below) :]), strict=True))
         return header, _checked_transactions(transfers, found, end)
 

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from listener.arbiter import Arbiter, refuse_two_blocks
+from listener.comparison import anchors_below, compare
 from listener.follower import (
     CursorOrphaned,
     FetchRange,
@@ -18,17 +20,20 @@ from listener.follower import (
     on_served,
 )
 from listener.ranges import Range, RangeMoved, RangeReader, Watch
+from listener.reorg import Ledger as ReorgLedger
+from listener.reorg import ReorgWalker, tell_orphaned
 from listener.rpc import ChainReader, HttpRpc
 from oncepaid.domain.chain import BlockRef, Header
 from oncepaid.domain.errors import (
-    ForkBelowCursor,
+    CursorGone,
     InconsistentNode,
     NodeBehind,
     NodeUnavailable,
+    NotLeading,
     RangeRefused,
 )
 from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
-from oncepaid.domain.payments import ObservedPayment
+from oncepaid.domain.payments import ObservedPayment, OrphanedPayment, PaymentId
 from oncepaid.metrics import Metrics
 
 log = structlog.get_logger()
@@ -43,17 +48,39 @@ class StoredRange(Protocol):
     def moved(self) -> bool: ...
     @property
     def stored(self) -> int: ...
+    @property
+    def is_contradicted(self) -> bool: ...
+    @property
+    def orphaned(self) -> Sequence[OrphanedPayment]: ...
 
 
 class Cursor(Protocol):
     async def load(self) -> BlockRef | None: ...
-    async def start_at(self, header: Header) -> BlockRef: ...
+    async def start_at(
+        self, header: Header, anchors: Sequence[Header] = (), *, epoch: int
+    ) -> BlockRef: ...
 
 
-class Ledger(Protocol):
+class Ledger(ReorgLedger, Protocol):
     async def store_range(
-        self, cursor: BlockRef, end: Header, payments: Sequence[ObservedPayment]
+        self,
+        cursor: BlockRef,
+        end: Header,
+        payments: Sequence[ObservedPayment],
+        *,
+        epoch: int,
+        gone: Sequence[PaymentId] = (),
+        kept: Sequence[PaymentId] = (),
     ) -> StoredRange: ...
+
+
+class Lead(Protocol):
+    @property
+    def epoch(self) -> int | None:
+        """Under which a listener may write; None while another one leads."""
+
+
+OnRead = Callable[[BlockRef, Sequence[ObservedPayment]], None]
 
 
 class Listener:
@@ -65,20 +92,30 @@ class Listener:
         cursor: Cursor,
         ledger: Ledger,
         *,
+        lead: Lead,
         watch: Watch,
         metrics: Metrics,
         announce: Callable[[], None] = lambda: None,
+        on_read: OnRead = lambda _head, _payments: None,
     ) -> None:
-        """`announce` is called when payments were stored."""
+        """`announce` is called when payments were stored or orphaned.
+
+        `on_read` gets the head that was known and the payments that were stored, after every step.
+        """
         self._rpc = rpc
         self._reader = ChainReader(rpc)
         self._ranges = RangeReader(rpc, watch)
         self._cursor_store = cursor
         self._ledger = ledger
+        self._lead = lead
+        self._walker = ReorgWalker(rpc, ledger, metrics)
+        self._arbiter = Arbiter(watch.token)
         self._watch = watch
         self._metrics = metrics
         self._announce = announce
-        self._span = Span.first(watch.max_range_blocks)
+        self._on_read = on_read
+        # What one endpoint refuses, another may serve.
+        self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
         self._cursor: BlockRef | None = None
         self._head_number = 0
         self._failures = 0
@@ -98,17 +135,26 @@ class Listener:
     async def prepare(self) -> None:
         """Load the cursor, or set it on a first start: what is paid from now on will be found.
 
-        Raises `Retryable` errors of node and database.
+        A daemon that stands by is ready once the cursor is there. Raises `Retryable` errors of node
+        and database.
         """
-        await self._load_cursor()
+        if self._lead.epoch is not None:
+            await self._load_cursor(self._lead.epoch)
+        elif await self._cursor_store.load() is None:
+            raise NotLeading("another daemon is about to set the first cursor")
 
     async def step(self) -> bool:
         """Read one range, or find that there is none; True when more may be waiting.
 
-        Raises `Retryable` errors of node and database, and `ForkBelowCursor`.
+        Does nothing while another daemon leads. Raises `Retryable` errors of node and database, and
+        `ChainConflict`.
         """
+        epoch = self._lead.epoch
+        if epoch is None:
+            self._start_over()
+            return False
         try:
-            more = await self._step()
+            more = await self._step(epoch)
         except BaseException as exc:
             # Whatever went wrong, the database knows best how far it got.
             self._start_over()
@@ -124,29 +170,79 @@ class Listener:
         self._failures = 0
         return more
 
-    async def _step(self) -> bool:
-        cursor = await self._load_cursor()
+    @property
+    def _span(self) -> Span:
+        return self._spans[self._rpc.current]
+
+    @_span.setter
+    def _span(self, span: Span) -> None:
+        self._spans[self._rpc.current] = span
+
+    async def _step(self, epoch: int) -> bool:
+        cursor = await self._load_cursor(epoch)
         head = await self._head_above(cursor)
         step = next_step(cursor, head, self._span)
         match step:
             case UpToDate():
+                self._on_read(head, ())
                 self._expect_heard(cursor)
                 return False
-            case CursorOrphaned(found=found):
-                raise ForkBelowCursor(f"the cursor stands on {cursor}, the chain has {found}")
+            case CursorOrphaned():
+                return await self._recover(cursor, epoch)
         try:
             fetched = await self._next_range(cursor, step, head)
+        except CursorGone:
+            return await self._recover(cursor, epoch)
         except RangeRefused as exc:
             self._narrow(step, exc)
             return True
         self._span = on_served(self._span, fetched.fetched, len(fetched.payments))
         self._fetch_ahead(fetched.end.ref, head)
-        stored = await self._ledger.store_range(cursor, fetched.end, fetched.payments)
+        stored = await self._store(cursor, fetched, epoch)
         if not stored.moved:
             self._start_over()
             return True
         self._after_store(fetched, stored.stored)
+        self._on_read(head, fetched.payments)
         return fetched.end.number < head.number
+
+    async def _store(self, cursor: BlockRef, fetched: Range, epoch: int) -> StoredRange:
+        stored = await self._ledger.store_range(cursor, fetched.end, fetched.payments, epoch=epoch)
+        if not stored.is_contradicted:
+            return stored
+        # Rows that a reorganisation left behind, or an answer that was short.
+        logs = [payment.log for payment in fetched.payments]
+        rows = await self._ledger.live_logs(
+            cursor.number + 1, fetched.end.number, [log.tx_hash for log in logs]
+        )
+        difference = compare(rows, logs)
+        second = self._rpc.other() if self._rpc.count > 1 else None
+        verdict = await self._arbiter.judge(difference.extra, self._rpc, second)
+        refuse_two_blocks(difference.extra, verdict.kept, logs)
+        if verdict.kept:
+            self._metrics.disagreements.inc(len(verdict.kept))
+            log.warning("range.short_answer", endpoint=self._rpc.endpoint, logs=len(verdict.kept))
+        stored = await self._ledger.store_range(
+            cursor,
+            fetched.end,
+            fetched.payments,
+            epoch=epoch,
+            gone=verdict.gone,
+            kept=verdict.kept,
+        )
+        if stored.is_contradicted:
+            raise InconsistentNode("what is stored changed while it was compared")
+        for payment in stored.orphaned:
+            tell_orphaned(payment, self._metrics)
+        self._announce()
+        return stored
+
+    async def _recover(self, cursor: BlockRef, epoch: int) -> bool:
+        self._start_over()
+        self._heard = None
+        await self._walker.recover(cursor, epoch=epoch)
+        self._announce()
+        return True
 
     def _start_over(self) -> None:
         self._cursor = None
@@ -168,19 +264,22 @@ class Listener:
             return await ahead[1]
         return await self._ranges.fetch(cursor, step, head)
 
-    async def _load_cursor(self) -> BlockRef:
+    async def _load_cursor(self, epoch: int) -> BlockRef:
         if self._cursor is None:
-            self._cursor = await self._cursor_store.load() or await self._first_cursor()
+            self._cursor = await self._cursor_store.load() or await self._first_cursor(epoch)
             self._metrics.cursor_block.set(self._cursor.number)
         return self._cursor
 
-    async def _first_cursor(self) -> BlockRef:
+    async def _first_cursor(self, epoch: int) -> BlockRef:
         """A first start begins at `start_block`: the cursor stands on the block before it."""
         start = self._watch.start_block
         header = await self._reader.header("latest" if start == "latest" else max(0, start - 1))
         if header is None:
             raise InconsistentNode(f"the node has no block {start} yet")
-        cursor = await self._cursor_store.start_at(header)
+        anchors = await self._reader.headers(anchors_below(header.number)) if header.number else []
+        cursor = await self._cursor_store.start_at(
+            header, [anchor for anchor in anchors if anchor is not None], epoch=epoch
+        )
         log.info("listener.first_start", start_block=start, cursor=cursor.number)
         return cursor
 
@@ -212,6 +311,7 @@ class Listener:
         raise NodeBehind(f"the node has no block {heard.number} yet")
 
     def _see_head(self, header: Header) -> None:
+        self._rpc.saw_head(header)
         self._head_number = header.number
         self._metrics.head_block.set(header.number)
         self._metrics.head_timestamp.set(header.timestamp_ms / 1000)

@@ -1,6 +1,8 @@
 """The composition root: the only file that sees all stages, wired straight down."""
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -13,19 +15,26 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from db.cursor import CursorStore
 from db.embedded import PREFIX, EmbeddedPostgres
 from db.jobs import JobStore
+from db.leader import STANDBY_S, Leader
 from db.migrate import migrate
 from db.payments import PaymentStore
 from db.pool import Database
+from db.ranges import RangeStore
 from db.reports import Reports
+from db.reversals import ReversalStore
 from listener.ranges import Watch
 from listener.rpc import ChainReader, HttpRpc
+from listener.second_look import FinalityMark, SecondLook
 from listener.service import Listener
 from listener.subscription import Subscription
+from listener.witness import Witness
 from oncepaid import __version__, sdnotify
 from oncepaid.domain.chain import Address, BlockRef
 from oncepaid.domain.errors import BadSetting
+from oncepaid.domain.finality import FinalityAges, Tier, by_age
 from oncepaid.domain.generation import Budget
 from oncepaid.domain.matching import MatchingRules
+from oncepaid.domain.money import parse_usdc
 from oncepaid.domain.pricing import Price
 from oncepaid.gauges import refresh_gauges
 from oncepaid.health import Health
@@ -38,8 +47,9 @@ from processors.claude import Claude
 from processors.finisher import Finisher
 from processors.generator import HEARTBEAT_S, Generator
 from processors.matcher import Matcher
+from processors.reverser import Reverser
 from processors.services import Service
-from processors.settler import Settler
+from processors.settler import SecondOpinion, Settler
 
 log = structlog.get_logger()
 
@@ -47,7 +57,14 @@ WORK_POLL_S: Final = 1.0
 """How soon a stage notices what another process left for it; in one process the bell is faster."""
 SETTLE_POLL_S: Final = 2.0
 SWEEP_S: Final = 60.0
-STAGES: Final = ("listen", "match", "settle", "generate", "leases", "finish", "sweep")
+TEND_S: Final = 5.0
+SECOND_LOOK_S: Final = 30.0
+"""With what `second_look.AFTER` adds, well under the 2 minutes that Base takes to `safe`."""
+MARK_S: Final = 30.0
+STAGES: Final = (
+    *("lead", "listen", "tend", "second_look", "mark", "match", "settle", "reverse"),
+    *("generate", "leases", "finish", "sweep"),
+)
 LAG_CHECK_S: Final = 1.0
 
 
@@ -100,7 +117,8 @@ async def run_daemon(settings: Settings, role: Role) -> None:
             if role in (Role.WORKER, Role.ALL):
                 await stages.start_work(group, stack)
             await driver.until_done("node", rpc.verify)
-            await stages.start_chain(group, role)
+            health.add_note("chain", lambda: rpc.pulse_note)
+            await stages.start_chain(group, stack, role)
             health.started("node")
             log.info("daemon.ready", endpoint=rpc.endpoint)
             sdnotify.notify("READY=1")
@@ -166,11 +184,15 @@ class Stages:
         self._driver = driver
         self._metrics = metrics
         self._rpc = rpc
+        self._database = database
         self._services = with_names(services)
         self._work = JobStore(database)
         self._ledger = PaymentStore(database, settings.chain.chain_id)
+        self._ranges = RangeStore(database, settings.chain.chain_id)
+        self._reversals = ReversalStore(database, settings.chain.chain_id)
         self._cursor = CursorStore(database, settings.chain.chain_id)
         self._bells = {name: Bell() for name in STAGES}
+        self._hear: Callable[[BlockRef | None], None] = lambda _: None
 
     async def start_work(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
         """Start what needs no node: matching, generating, finishing, sweeping.
@@ -204,47 +226,112 @@ class Stages:
             services=self._services,
             metrics=metrics,
         )
+        reverser = Reverser(self._reversals, announce=self._ring("match", "settle"))
         self._drive(group, "match", matcher.step, WORK_POLL_S)
+        self._drive(group, "reverse", reverser.step, WORK_POLL_S)
         self._drive(group, "generate", generator.step, WORK_POLL_S)
         self._drive(group, "finish", finisher.step, WORK_POLL_S)
         self._drive(group, "leases", generator.keep_leases, HEARTBEAT_S)
         self._drive(group, "sweep", self._sweep, SWEEP_S)
 
-    async def start_chain(self, group: asyncio.TaskGroup, role: Role) -> None:
+    async def start_chain(
+        self, group: asyncio.TaskGroup, stack: AsyncExitStack, role: Role
+    ) -> None:
         """Start what talks to a node: listening and settling.
 
         Returns when the cursor is there: a payment after that will be found.
         """
-        chain = self._settings.chain
+        self._drive(group, "tend", self._rpc.tend, TEND_S)
         if role in (Role.WORKER, Role.ALL):
-            settler = Settler(
-                self._ledger,
-                ChainReader(self._rpc),
-                tiers=[tier.tier for tier in self._settings.confirmation.tiers],
-                services=self._services,
-                announce=self._bells["generate"].ring,
-                metrics=self._metrics,
-            )
-            self._drive(group, "settle", settler.step, SETTLE_POLL_S)
+            self._start_settling(group)
         if role in (Role.LISTENER, Role.ALL):
-            watch = Watch(
-                token=Address(chain.token),
-                recipients=chain.watched,
-                start_block=chain.start_block,
-                max_range_blocks=chain.max_range_blocks,
+            await self._start_listening(group, stack)
+
+    def _start_settling(self, group: asyncio.TaskGroup) -> None:
+        confirmation = self._settings.confirmation
+        from_units = parse_usdc(confirmation.second_endpoint_from)
+        if self._rpc.count == 1:
+            log.warning(
+                "confirmation.one_endpoint", from_usdc=str(confirmation.second_endpoint_from)
             )
-            listener = Listener(
-                self._rpc,
-                self._cursor,
-                self._ledger,
-                watch=watch,
-                announce=self._bells["match"].ring,
-                metrics=self._metrics,
-            )
-            await self._driver.until_done("cursor", listener.prepare)
-            self._drive(group, "listen", listener.step, chain.poll_interval_s)
-            if chain.ws_urls:
-                group.create_task(self._subscription(listener, watch).run(), name="subscription")
+        settler = Settler(
+            self._ledger,
+            ChainReader(self._rpc),
+            tiers=self._tiers(),
+            services=self._services,
+            second=SecondOpinion(
+                witness=Witness(self._rpc, Address(self._settings.chain.token)),
+                from_units=from_units,
+            ),
+            announce=self._bells["generate"].ring,
+            metrics=self._metrics,
+        )
+        self._drive(group, "settle", settler.step, SETTLE_POLL_S)
+
+    def _tiers(self) -> list[Tier]:
+        tiers = [tier.tier for tier in self._settings.confirmation.tiers]
+        chain = self._settings.chain
+        if chain.finality_tags:
+            return tiers
+        ages = FinalityAges(
+            safe=timedelta(seconds=chain.safe_age_s),
+            finalized=timedelta(seconds=chain.finalized_age_s),
+        )
+        return by_age(tiers, ages)
+
+    async def _start_listening(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
+        chain, metrics = self._settings.chain, self._metrics
+        leader = self._build_leader()
+        stack.push_async_callback(leader.close)
+        await self._driver.until_done("lead", leader.step)
+        self._drive(group, "lead", leader.step, STANDBY_S)
+        watch = Watch(
+            token=Address(chain.token),
+            recipients=chain.watched,
+            start_block=chain.start_block,
+            max_range_blocks=chain.max_range_blocks,
+        )
+        subscription = self._build_subscription(watch)
+        announce = self._ring("match", "reverse")
+        listener = Listener(
+            self._rpc,
+            self._cursor,
+            self._ranges,
+            lead=leader,
+            watch=watch,
+            announce=announce,
+            on_read=subscription.reconciled,
+            metrics=metrics,
+        )
+        self._hear = listener.hear
+        await self._driver.until_done("cursor", listener.prepare)
+        self._drive(group, "listen", listener.step, chain.poll_interval_s)
+        if chain.ws_urls:
+            group.create_task(subscription.run(), name="subscription")
+        second_look = SecondLook(
+            self._rpc, self._ranges, lead=leader, watch=watch, metrics=metrics, announce=announce
+        )
+        age = None if chain.finality_tags else timedelta(seconds=chain.finalized_age_s)
+        mark = FinalityMark(self._rpc, self._ranges, lead=leader, age=age)
+        self._drive(group, "second_look", second_look.step, SECOND_LOOK_S)
+        self._drive(group, "mark", mark.step, MARK_S)
+
+    def _build_leader(self) -> Leader:
+        def changed(epoch: int | None) -> None:
+            self._metrics.is_leader.set(epoch is not None)
+            self._bells["listen"].ring()
+
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        return Leader(
+            self._database.url, self._settings.chain.chain_id, name=name, on_change=changed
+        )
+
+    def _ring(self, *names: str) -> Callable[[], None]:
+        def ring() -> None:
+            for name in names:
+                self._bells[name].ring()
+
+        return ring
 
     def _drive(
         self,
@@ -260,10 +347,6 @@ class Stages:
     def _build_generator(self, model: Claude) -> Generator:
         claude = self._settings.claude
 
-        def announce() -> None:
-            self._bells["finish"].ring()
-            self._bells["generate"].ring()
-
         return Generator(
             self._work,
             model,
@@ -277,7 +360,7 @@ class Stages:
             },
             concurrency=claude.concurrency,
             max_cost_usd_per_day=claude.max_cost_usd_per_day,
-            announce=announce,
+            announce=self._ring("finish", "generate"),
             metrics=self._metrics,
         )
 
@@ -290,14 +373,15 @@ class Stages:
         )
         if freed:
             log.info("job.amounts_released", count=freed)
+        if again := await self._ledger.reconsider_partials():
+            log.info("payment.partials_reconsidered", count=again)
+            self._bells["match"].ring()
         return False
 
-    def _subscription(self, listener: Listener, watch: Watch) -> Subscription:
-        bell = self._bells["listen"]
-
+    def _build_subscription(self, watch: Watch) -> Subscription:
         def wake(block: BlockRef | None) -> None:
-            listener.hear(block)
-            bell.ring()
+            self._hear(block)
+            self._bells["listen"].ring()
 
         return Subscription(
             self._settings.chain.ws_urls,

@@ -32,6 +32,8 @@ async def refresh_gauges(metrics: Metrics, reports: Sequence[Reports], chain_id:
         if cursor["chain_id"] == chain_id:
             metrics.cursor_block.set(cursor["block_number"])
             metrics.cursor_timestamp.set(cursor["block_time"].timestamp())
+            metrics.checked_block.set(cursor["checked_number"] or 0)
+    metrics.lost_usdc.set(snapshot.lost_units / UNITS_PER_USDC)
     for status in JobStatus:
         metrics.jobs.labels(status=status).set(snapshot.jobs.get(status, 0))
         age_s = snapshot.oldest_job_age_s.get(status, 0.0)

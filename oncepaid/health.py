@@ -1,6 +1,6 @@
 """Which parts of the daemon work: what `/readyz` answers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 STARTING = "starting"
 
@@ -13,6 +13,7 @@ class Health:
     """
 
     def __init__(self, parts: Iterable[str]) -> None:
+        self._notes: dict[str, Callable[[], str | None]] = {}
         self._troubles: dict[tuple[str, str], str] = {(part, STARTING): STARTING for part in parts}
 
     def report(self, part: str, source: str, trouble: str | None) -> bool:
@@ -30,6 +31,16 @@ class Health:
         """Note that `source` went through without trouble."""
         for key in [key for key in self._troubles if key[1] == source]:
             del self._troubles[key]
+
+    def add_note(self, name: str, read: Callable[[], str | None]) -> None:
+        """Show what `read` returns as a note while it returns something."""
+        self._notes[name] = read
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is odd without being in the way: a chain that stands still, a daemon on stand-by."""
+        told = {name: read() for name, read in self._notes.items()}
+        return {name: note for name, note in told.items() if note is not None}
 
     @property
     def troubles(self) -> Mapping[str, str]:

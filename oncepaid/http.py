@@ -13,7 +13,11 @@ Refresh = Callable[[], Awaitable[None]]
 
 
 def build_app(health: Health, registry: CollectorRegistry, refresh: Refresh) -> web.Application:
-    """Return the application. `refresh` is awaited before each scrape and must not raise."""
+    """Return the application. `refresh` is awaited before each scrape and must not raise.
+
+    `/readyz` says what is in the way (`reasons`) and what is odd without being our trouble
+    (`notes`).
+    """
 
     async def metrics(_: web.Request) -> web.Response:
         await refresh()
@@ -25,10 +29,9 @@ def build_app(health: Health, registry: CollectorRegistry, refresh: Refresh) -> 
         return web.json_response({"live": True})
 
     async def readyz(_: web.Request) -> web.Response:
-        troubles = dict(health.troubles)
-        return web.json_response(
-            {"ready": not troubles, "reasons": troubles}, status=503 if troubles else 200
-        )
+        troubles, notes = dict(health.troubles), health.notes
+        told = {"ready": not troubles, "reasons": troubles, **({"notes": notes} if notes else {})}
+        return web.json_response(told, status=503 if troubles else 200)
 
     app = web.Application()
     app.add_routes(

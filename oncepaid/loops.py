@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from oncepaid.domain.errors import DatabaseUnavailable, Permanent, Retryable
+from oncepaid.domain.errors import DatabaseUnavailable, NotLeading, Permanent, Retryable
 from oncepaid.domain.retrying import LOOP_BACKOFF
 from oncepaid.health import Health
 
@@ -90,6 +90,8 @@ class Driver:
         match exc:
             case DatabaseUnavailable():
                 part, trouble = "database", str(exc)
+            case NotLeading():
+                part, trouble = "lead", str(exc)
             case Retryable():
                 part, trouble = "node", str(exc)
             case Permanent():

@@ -13,6 +13,7 @@ _STAGE_BUCKETS: Final = (
     *(60, 120, 300, 600, 1200, 1800, 3600),
 )
 _RPC_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_REORG_BUCKETS: Final = (1, 2, 3, 5, 10, 25, 50, 100, 600, 6000)
 _PAID_TO_RESULT_BUCKETS: Final = (1, 2, 5, 10, 15, 20, 30, 45, 60, 120, 180, 300, 600, 1800, 3600)
 
 
@@ -22,6 +23,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self._chain(registry)
+        self._nodes(registry)
         self._money(registry)
         self._work(registry)
         build = Gauge(
@@ -68,6 +70,34 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.checked_block = Gauge(
+            "oncepaid_chain_checked_block",
+            "Block up to which every range was asked a second time.",
+            registry=registry,
+        )
+        self.reorgs = Counter(
+            "oncepaid_reorgs_total",
+            "Times that the chain was reorganised below the cursor.",
+            registry=registry,
+        )
+        self.reorg_depth = Histogram(
+            "oncepaid_reorg_depth_blocks",
+            "Blocks that a reorganisation took the cursor back: at least its depth.",
+            buckets=_REORG_BUCKETS,
+            registry=registry,
+        )
+        self.chain_halted = Gauge(
+            "oncepaid_chain_halted",
+            "1 while no endpoint has a new block.",
+            registry=registry,
+        )
+        self.is_leader = Gauge(
+            "oncepaid_listener_is_leader",
+            "1 while this process is the one that reads the chain.",
+            registry=registry,
+        )
+
+    def _nodes(self, registry: CollectorRegistry) -> None:
         self.rpc_requests = Counter(
             "oncepaid_rpc_requests_total",
             "Calls to a node; each call of a batch counts.",
@@ -79,6 +109,22 @@ class Metrics:
             "Time of one HTTP request to a node; a batch is labelled by its first call.",
             ["endpoint", "method"],
             buckets=_RPC_BUCKETS,
+            registry=registry,
+        )
+        self.endpoint_up = Gauge(
+            "oncepaid_endpoint_up",
+            "1 while an endpoint is trusted, 0 while it rests after failures or was refused.",
+            ["endpoint"],
+            registry=registry,
+        )
+        self.subscription_missed_logs = Counter(
+            "oncepaid_subscription_missed_logs_total",
+            "Payments that were found without the subscription having told of them.",
+            registry=registry,
+        )
+        self.disagreements = Counter(
+            "oncepaid_provider_disagreements_total",
+            "Facts that one endpoint told and another one, or a later look, did not.",
             registry=registry,
         )
 
@@ -103,6 +149,17 @@ class Metrics:
         )
         self.revenue_usdc = Counter(
             "oncepaid_revenue_usdc_total", "USDC credited to jobs.", ["service"], registry=registry
+        )
+        self.lost_usdc = Gauge(
+            "oncepaid_lost_usdc",
+            "USDC that was credited, is gone from the chain, and was not made good.",
+            registry=registry,
+        )
+        self.violations = Counter(
+            "oncepaid_invariant_violations_total",
+            "Findings of the audit that must never be.",
+            ["invariant"],
+            registry=registry,
         )
 
     def _work(self, registry: CollectorRegistry) -> None:

@@ -111,6 +111,9 @@ class ChainSettings(_Section):
     start_block: Literal["latest"] | Annotated[int, Field(ge=0)] = "latest"
     poll_interval_s: float = Field(5.0, ge=0.05, le=3600)
     max_range_blocks: int = Field(5000, ge=1, le=1_000_000)
+    finality_tags: bool = True
+    safe_age_s: Seconds = 180
+    finalized_age_s: Seconds = 1_800
 
     @field_validator("recipients")
     @classmethod
@@ -156,6 +159,7 @@ class TierSettings(_Section):
 
 
 class ConfirmationSettings(_Section):
+    second_endpoint_from: Price = Decimal("100.00")
     tiers: tuple[TierSettings, ...] = (
         TierSettings(up_to=Decimal("1.00"), require="included"),
         TierSettings(up_to=Decimal("50.00"), require="safe"),

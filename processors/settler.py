@@ -1,12 +1,13 @@
 """matched → credited, and the job → paid, once the block is final enough for the amount."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
 
 from oncepaid.domain.chain import BlockHash, Header
-from oncepaid.domain.errors import CallFailed
+from oncepaid.domain.errors import CallFailed, ChainConflict, Retryable
 from oncepaid.domain.finality import (
     ChainHeads,
     Finalized,
@@ -17,13 +18,14 @@ from oncepaid.domain.finality import (
     select_ready,
 )
 from oncepaid.domain.jobs import JobId
-from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
+from oncepaid.domain.money import UNITS_PER_USDC, Units, format_usdc
 from oncepaid.domain.payments import (
     CreditedPayment,
     Crediting,
     MatchedPayment,
     PaymentId,
     ReturnedPayment,
+    StoredLog,
 )
 from oncepaid.metrics import Metrics
 from processors.services import label_of
@@ -36,11 +38,25 @@ JOBS_PER_PAGE: Final = 500
 class Ledger(Protocol):
     async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]: ...
     async def credit(self, payments: Sequence[PaymentId]) -> Crediting: ...
+    async def conflict(self) -> str | None: ...
 
 
 class Chain(Protocol):
     async def headers(self, blocks: Sequence[int | str]) -> list[Header | None]: ...
     async def hashes(self, numbers: Sequence[int]) -> dict[int, BlockHash | None]: ...
+
+
+class Witness(Protocol):
+    async def confirm(self, logs: Sequence[StoredLog]) -> set[PaymentId]:
+        """Return the payments that another endpoint has, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondOpinion:
+    """Jobs of `from_units` and more are credited only once a `witness` has seen their money."""
+
+    witness: Witness
+    from_units: Units
 
 
 class Settler:
@@ -54,6 +70,7 @@ class Settler:
         tiers: Sequence[Tier],
         services: Collection[str],
         metrics: Metrics,
+        second: SecondOpinion | None = None,
         announce: Callable[[], None] = lambda: None,
     ) -> None:
         """`announce` is called when a job was paid."""
@@ -62,11 +79,18 @@ class Settler:
         self._tiers = tuple(tiers)
         self._services = services
         self._metrics = metrics
+        self._second = second
         self._announce = announce
         self._moved: set[PaymentId] = set()
+        self._unconfirmed: set[PaymentId] = set()
 
     async def step(self) -> bool:
-        """Look at every matched payment once and credit what is ready. Never asks for more."""
+        """Look at every matched payment once and credit what is ready. Never asks for more.
+
+        Raises `ChainConflict` while the chain contradicts what was final.
+        """
+        if conflict := await self._ledger.conflict():
+            raise ChainConflict(f"nothing is credited: {conflict}")
         after = JobId(0)
         while page := await self._ledger.load_matched(after, JOBS_PER_PAGE):
             await self._settle(page)
@@ -81,10 +105,31 @@ class Settler:
         hashes = await self._chain.hashes(sorted({payment.block.number for payment in ready}))
         moved = {p.job_id for p in ready if hashes.get(p.block.number) != p.block.hash}
         self._warn_of({p.id for p in ready if p.job_id in moved})
-        sound = [payment.id for payment in ready if payment.job_id not in moved]
+        sound = [payment for payment in ready if payment.job_id not in moved]
+        large = [p for p in sound if self._second and p.job_units >= self._second.from_units]
+        await self._credit([payment for payment in sound if payment not in large])
+        if large:
+            await self._credit(await self._confirmed(large))
+
+    async def _confirmed(self, large: Sequence[MatchedPayment]) -> list[MatchedPayment]:
+        """Return those jobs' payments that another endpoint has, too; nobody else waits for it."""
+        assert self._second is not None
+        try:
+            known = await self._second.witness.confirm([payment.log for payment in large])
+        except Retryable as exc:
+            log.warning("settler.no_second_opinion", payments=len(large), error=str(exc))
+            return []
+        doubted = {payment.job_id for payment in large if payment.id not in known}
+        for payment in large:
+            if payment.job_id in doubted and payment.id not in self._unconfirmed:
+                self._unconfirmed.add(payment.id)
+                log.warning("payment.not_confirmed_elsewhere", payment_id=payment.id)
+        return [payment for payment in large if payment.job_id not in doubted]
+
+    async def _credit(self, sound: Sequence[MatchedPayment]) -> None:
         if not sound:
             return
-        crediting = await self._ledger.credit(sound)
+        crediting = await self._ledger.credit([payment.id for payment in sound])
         for credited in crediting.credited:
             self._tell(credited)
         if crediting.credited:

@@ -17,6 +17,8 @@ from db.embedded import EmbeddedPostgres
 from db.migrate import migrate
 from db.pool import Database
 
+pytest_plugins = ("tests.scoring",)
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -28,10 +30,13 @@ for _name in list(os.environ):
 
 
 @pytest.fixture(autouse=True)
-def _stack_of_the_daemon() -> None:
+def _stack_of_the_daemon() -> Iterator[None]:
     # web3 brings py_ecc, which raises the limit to 100,000 for the whole process: there, JSON that
     # is nested too deep ends in a segmentation fault. The daemon imports neither.
+    before = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,15 @@ class Transaction:
     calldata: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What is used of a transaction's receipt: where it was mined and the token's transfers."""
+
+    block: BlockRef
+    succeeded: bool
+    transfers: tuple[TransferLog, ...]
+
+
 LATEST_DATETIME_MS: Final = 253_402_300_799_000
 """9999-12-31T23:59:59Z; a node that lies about time must not overflow `datetime`."""
 

@@ -30,6 +30,23 @@ class CallFailed(NodeUnavailable):
     """The node answered this one call with an error; other calls may do."""
 
 
+class RateLimited(NodeUnavailable):
+    """The node wants fewer requests. `retry_after_s` is the pause that it asked for, if it did."""
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class WrongChain(NodeUnavailable):
+    """The node serves another chain than ours, or one without our token. `key` is the setting."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
 class RangeRefused(Retryable):
     """The node will not serve `eth_getLogs` over so many blocks or logs; ask for fewer."""
 
@@ -46,8 +63,16 @@ class NodeBehind(Retryable):
     """The node does not have a block yet that another one told of; it will soon."""
 
 
-class ForkBelowCursor(Permanent):
-    """The block the cursor stands on is no longer on the node's chain."""
+class CursorGone(Retryable):
+    """The block the cursor stands on is no longer on the node's chain: it was reorganised."""
+
+
+class ChainConflict(Permanent):
+    """The node's chain contradicts what was final. Nothing is credited until an operator acts."""
+
+
+class NotLeading(Retryable):
+    """Another daemon reads the chain now; what this one wanted to write was refused."""
 
 
 class DatabaseRefused(Permanent):

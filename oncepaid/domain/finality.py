@@ -80,6 +80,31 @@ def requirement_for(units: int, tiers: Sequence[Tier]) -> Requirement:
     return Finalized()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalityAges:
+    """What `safe` and `finalized` mean on a chain whose node's tags mean nothing."""
+
+    safe: timedelta
+    finalized: timedelta
+
+
+def by_age(tiers: Sequence[Tier], ages: FinalityAges) -> list[Tier]:
+    """Return tiers that ask for ages where they asked for the node's tags."""
+    aged: list[Tier] = []
+    for tier in (*tiers, Tier(up_to=None, require=Finalized())):
+        match tier.require:
+            case Safe():
+                require: Requirement = Aged(ages.safe)
+            case Finalized():
+                require = Aged(ages.finalized)
+            case Included() | Aged():
+                require = tier.require
+            case _:
+                assert_never(tier.require)
+        aged.append(Tier(up_to=tier.up_to, require=require))
+    return aged
+
+
 def is_final_enough(
     require: Requirement, *, block_number: int, block_time: datetime, heads: ChainHeads
 ) -> bool:

@@ -31,7 +31,8 @@ class JobStatus(StrEnum):
     PENDING = "pending"
     """Waits for money. The settler moves it on. A crash leaves it as it is."""
     PAID = "paid"
-    """Credited in full. The generator claims it. A crash leaves it for the next claim."""
+    """Credited in full. The generator claims it; the settler takes it back to `pending` where its
+    money left the chain. A crash leaves it for the next claim."""
     IN_PROGRESS = "in_progress"
     """Claimed until `lease_until`, or answered and waiting for the finisher (`lease_until` null).
     After a crash the lease runs out and the job is claimed again under a new attempt."""
@@ -49,8 +50,10 @@ class JobStatus(StrEnum):
 
 LEGAL_MOVES: Final[Mapping[JobStatus, frozenset[JobStatus]]] = {
     JobStatus.PENDING: frozenset({JobStatus.PAID}),
-    JobStatus.PAID: frozenset({JobStatus.IN_PROGRESS}),
-    JobStatus.IN_PROGRESS: frozenset({JobStatus.PAID, JobStatus.COMPLETED, JobStatus.FAILED}),
+    JobStatus.PAID: frozenset({JobStatus.IN_PROGRESS, JobStatus.PENDING}),
+    JobStatus.IN_PROGRESS: frozenset(
+        {JobStatus.PAID, JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED}
+    ),
     JobStatus.COMPLETED: frozenset(),
     JobStatus.FAILED: frozenset(),
     JobStatus.DELIVERED: frozenset(),
@@ -64,13 +67,14 @@ LEGAL_MOVES: Final[Mapping[JobStatus, frozenset[JobStatus]]] = {
 class JobTerms:
     """What matching needs to know of a job, read under a row lock.
 
-    `pay_to` None means any of our recipients. `price` None means that the job was stored without a
-    usable one and cannot be paid. `covered` is the sum of the payments already
-    matched to it or credited; `partial` that of earlier ones that were too small and wait on it.
+    `awaits_payment`: it is pending, or its work was begun for money that left the chain. `pay_to`
+    None means any of our recipients. `price` None means that the job was stored without a usable
+    one and cannot be paid. `covered` is the sum of the payments already matched to it or credited;
+    `partial` that of earlier ones that were too small and wait on it.
     """
 
     id: JobId
-    is_pending: bool
+    awaits_payment: bool
     memo: Memo
     price: Units | None
     pay_to: Address | None

@@ -152,7 +152,8 @@ def _decide_by_memo(
         exact = payment.units in (job.price, job.unique_amount)
         if not exact or payment.transfers_in_tx != 1:
             return Unmatched(reason=Reason.THIRD_PARTY_MEMO, job_id=job.id)
-    if payment.units + job.partial < job.price:
+    # What is matched already counts too: a reorganisation may have taken the rest of its sum.
+    if payment.units + job.partial + job.covered < job.price:
         return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
     return Matched(job_id=job.id)
 
@@ -183,7 +184,7 @@ def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reaso
         return Reason.WRONG_RECIPIENT
     if job.price is None:
         return Reason.JOB_NOT_PAYABLE
-    if not job.is_pending or job.covered >= max(job.price, 1):
+    if not job.awaits_payment or job.covered >= max(job.price, 1):
         return Reason.DUPLICATE
     # A difference cannot overflow; a host may store an expiry of `infinity`.
     if payment.block_time - job.expires_at > rules.late_grace:

@@ -25,7 +25,8 @@ class PaymentStatus(StrEnum):
     UNMATCHED = "unmatched"
     """Money that an operator must see; `reason` says why."""
     ORPHANED = "orphaned"
-    """Its block left the chain: the money did not arrive, or arrived as another row."""
+    """Its block left the chain: the money did not arrive, or arrived as another row. Where it was
+    `credited`, the settler reverses that; a block that comes back makes it `seen` again."""
     REFUNDED = "refunded"
     """Sent back by the operator."""
     IGNORED = "ignored"
@@ -100,6 +101,30 @@ class ObservedPayment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLog:
+    """What a stored payment says of its log: enough to hold it against what a node says now."""
+
+    id: PaymentId
+    block: BlockRef
+    tx_hash: TxHash
+    log_index: int
+    sender: Address
+    recipient: Address
+    units: Units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphanedPayment:
+    """A payment whose block has just been found to be gone. `was` is the status it had."""
+
+    id: PaymentId
+    tx_hash: TxHash
+    units: Units
+    was: PaymentStatus
+    job_uuid: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenPayment:
     """A stored payment as the matcher decides on it."""
 
@@ -119,12 +144,18 @@ class MatchedPayment:
     `job_units` is the sum of all matched payments of the job: the tier goes by it.
     """
 
-    id: PaymentId
+    log: StoredLog
     job_id: JobId
-    block: BlockRef
     block_time: datetime
-    units: Units
     job_units: Units
+
+    @property
+    def id(self) -> PaymentId:
+        return self.log.id
+
+    @property
+    def block(self) -> BlockRef:
+        return self.log.block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

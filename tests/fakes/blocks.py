@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from oncepaid.domain.chain import AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC, Address
@@ -98,6 +98,8 @@ class Block:
     header: Mapping[str, Any]
     logs: Sequence[Mapping[str, Any]] = ()
     transactions: Sequence[Mapping[str, Any]] = ()
+    mined: Sequence[tuple[int, Tx]] = ()
+    """The transactions with the numbers that make their hashes, to be mined again elsewhere."""
 
 
 @dataclass(kw_only=True)
@@ -143,6 +145,37 @@ class Chain:
             mined = list(enumerate(transactions, start=10**6)) if left == 0 else []
             self._append(number, mined, BLOCK_MS, fork=fork)
 
+    def remine(
+        self, depth: int, block: Block, *, blocks_later: int = 0, at_index: int | None = None
+    ) -> None:
+        """Replace the last blocks; the transactions of `block` are mined again behind some more.
+
+        `at_index` moves the index of the first log.
+        """
+        del self.blocks[len(self.blocks) - depth :]
+        fork = 1 + next(self._nonces)
+        for left in range(blocks_later, -1, -1):
+            again = [(n, replace(tx, at_index=at_index)) for n, tx in block.mined]
+            number = self.first + len(self.blocks)
+            self._append(number, again if left == 0 else [], BLOCK_MS, fork=fork)
+
+    def cut(self, count: int) -> None:
+        """Take the last blocks away."""
+        del self.blocks[len(self.blocks) - count :]
+
+    def receipt(self, tx_hash: str) -> dict[str, Any] | None:
+        """Return the receipt of a transaction, or None where it is not mined."""
+        for block in self.blocks:
+            if any(transaction["hash"] == tx_hash for transaction in block.transactions):
+                return {
+                    "transactionHash": tx_hash,
+                    "blockHash": block.hash,
+                    "blockNumber": hex(block.number),
+                    "status": "0x1",
+                    "logs": [log for log in block.logs if log["transactionHash"] == tx_hash],
+                }
+        return None
+
     def _append(
         self, number: int, mined: Sequence[tuple[int, Tx]], step_ms: int, *, fork: int = 0
     ) -> Block:
@@ -161,6 +194,7 @@ class Chain:
                 "timestamp": hex(stamp // 1000),
                 "timestampMs": hex(stamp),
             },
+            mined=tuple(mined),
             transactions=[_mined(nonce, tx, number, block_hash) for nonce, tx in mined],
             logs=list(_logged(mined, number, block_hash, stamp)),
         )

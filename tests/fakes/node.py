@@ -39,6 +39,8 @@ class FakeNode:
         self.chain = chain
         self.chain_id = CHAIN_ID
         self.code = "0x6080"
+        self.genesis: Json | Refusal = None
+        """What block 0 is, where the chain begins later; it is never twisted."""
         self.url = ""
         self.ws_url = ""
         self.max_blocks: tuple[int, Refusal] | None = None
@@ -57,11 +59,16 @@ class FakeNode:
         self.socket_script: deque[SocketEnd | None] = deque()
         """What becomes of the next websocket connections; None lets one live."""
         self.socket_attempts = 0
+        self.pings = 0
+        """How many pings of websocket clients were answered."""
         self.filters: list[Json] = []
-        """What was subscribed to, oldest first."""
+        """Whose logs were subscribed to, oldest first."""
+        self.always_http: Page | Spoil | None = None
+        """What becomes of the HTTP answers that `next_http` says nothing of."""
         self._spoils: deque[Page | Spoil | None] = deque()
         self._twists: list[tuple[str, Twist, list[int | None]]] = []
         self._sockets: dict[web.WebSocketResponse, web.Request] = {}
+        self._to_heads: set[web.WebSocketResponse] = set()
         self._news = asyncio.Condition()
 
     def next_http(self, *spoils: Page | Spoil | None) -> None:
@@ -77,6 +84,7 @@ class FakeNode:
         self.max_blocks = self.max_logs = self.max_batch = None
         self._twists.clear()
         self._spoils.clear()
+        self.always_http = None
         self.head_lag = 0
 
     async def subscribed(self, count: int) -> None:
@@ -89,12 +97,22 @@ class FakeNode:
         async with self._news:
             await self._news.wait_for(lambda: self.socket_attempts >= count)
 
+    async def pinged(self, count: int) -> None:
+        """Return once so many pings were answered."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.pings >= count)
+
     async def announce(self, block: Block, *, removed: bool = False) -> None:
         """Push a block's logs to the open subscriptions whose filter they pass."""
         for log in block.logs:
-            for socket in self._sockets:
+            for socket in self._sockets.keys() - self._to_heads:
                 if fits(log, self.filters[-1]):
                     await socket.send_str(_push({**log, "removed": removed}))
+
+    async def announce_head(self, block: Block) -> None:
+        """Push a block's header to the open subscriptions to `newHeads`."""
+        for socket in self._sockets.keys() & self._to_heads:
+            await socket.send_str(_push(block.header))
 
     async def say(self, text: str) -> None:
         """Send any text to the open subscriptions."""
@@ -129,10 +147,13 @@ class FakeNode:
     async def _on_post(self, request: web.Request) -> web.StreamResponse:
         self.posts += 1
         body = await request.json()
-        spoil = self._spoils.popleft() if self._spoils else None
+        spoil = self._spoils.popleft() if self._spoils else self.always_http
         if isinstance(spoil, Page):
             return web.Response(
-                status=spoil.status, text=spoil.body, content_type=spoil.content_type
+                status=spoil.status,
+                text=spoil.body,
+                content_type=spoil.content_type,
+                headers=spoil.headers,
             )
         if spoil is Spoil.SILENCE:
             await asyncio.Event().wait()
@@ -167,6 +188,10 @@ class FakeNode:
             return exc.refusal.status, {**answer, "error": _error_of(exc.refusal)}
 
     def _twisted(self, method: str, params: Sequence[Json]) -> Json:
+        if method == "eth_getBlockByNumber" and params[0] == "0x0" and self.chain.first > 0:
+            if isinstance(self.genesis, Refusal):
+                raise NodeError(self.genesis)
+            return self.genesis
         result = self._result(method, params)
         for name, change, left in self._twists:
             if name == method and left[0] != 0:
@@ -190,6 +215,8 @@ class FakeNode:
             case "eth_getTransactionByHash":
                 found = (t for b in self.chain.blocks for t in b.transactions)
                 return next((t for t in found if t["hash"] == params[0]), None)
+            case "eth_getTransactionReceipt":
+                return self.chain.receipt(params[0])
             case _:
                 raise NodeError(Refusal(code=-32601, text=f"no method {method}"))
 
@@ -220,12 +247,17 @@ class FakeNode:
         await self._tell()
         if end is SocketEnd.REFUSED:
             return web.Response(status=403)
-        socket = web.WebSocketResponse()
+        socket = web.WebSocketResponse(autoping=False)
         await socket.prepare(request)
         async for message in socket:
+            if message.type is WSMsgType.PING:
+                await socket.pong(message.data)
+                self.pings += 1
+                await self._tell()
             if message.type is WSMsgType.TEXT:
                 await self._on_message(request, socket, json.loads(message.data), end)
         self._sockets.pop(socket, None)
+        self._to_heads.discard(socket)
         return socket
 
     async def _on_message(
@@ -246,7 +278,11 @@ class FakeNode:
                 pass
             case SocketEnd.GARBAGE | SocketEnd.A_LIST:
                 await socket.send_str("<html>" if end is SocketEnd.GARBAGE else "[]")
-            case SocketEnd.NO_SUBSCRIPTION:
+            case SocketEnd.NO_LOGS if call["params"] == ["newHeads"]:
+                self._sockets[socket] = request
+                self._to_heads.add(socket)
+                await socket.send_str(json.dumps({**answer, "result": SUBSCRIPTION}))
+            case SocketEnd.NO_SUBSCRIPTION | SocketEnd.NO_LOGS:
                 refusal = Refusal(code=-32601, text="notifications not supported")
                 await socket.send_str(json.dumps({**answer, "error": _error_of(refusal)}))
             case _:
@@ -272,8 +308,8 @@ def _error_of(refusal: Refusal) -> Json:
     return {"code": refusal.code, "message": refusal.text}
 
 
-def _push(log: Json) -> str:
-    params = {"subscription": SUBSCRIPTION, "result": log}
+def _push(result: Json) -> str:
+    params = {"subscription": SUBSCRIPTION, "result": result}
     return json.dumps({"jsonrpc": "2.0", "method": "eth_subscription", "params": params})
 
 

@@ -1,6 +1,7 @@
 """How nodes and providers say no: their own codes, words and HTTP statuses."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -21,6 +22,7 @@ class Page:
     status: int
     body: str
     content_type: str = "text/html"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Spoil(StrEnum):
@@ -40,7 +42,9 @@ class SocketEnd(StrEnum):
     REFUSED = "refused"
     """HTTP 403 instead of the handshake."""
     NO_SUBSCRIPTION = "no_subscription"
-    """`eth_subscribe` is answered with an error."""
+    """Every `eth_subscribe` is answered with an error."""
+    NO_LOGS = "no_logs"
+    """`eth_subscribe` for logs is answered with an error, for `newHeads` it is served."""
     GARBAGE = "garbage"
     """The subscription is answered with bytes that are no JSON."""
     A_LIST = "a_list"

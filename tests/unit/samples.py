@@ -62,7 +62,7 @@ def job(number: int = 1, **changed: Any) -> JobTerms:
     """Return a pending job with memo `number`: 10 units, by noon, nothing paid yet."""
     terms = JobTerms(
         id=JobId(number),
-        is_pending=True,
+        awaits_payment=True,
         memo=memo(number),
         price=Units(10),
         pay_to=SHOP,

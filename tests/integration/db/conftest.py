@@ -9,7 +9,10 @@ import pytest
 from db.pool import Database
 from tests.conftest import database_url
 
-_TABLES = "audit_log, chain_cursor, generation_attempts, jobs, payments, skills, webhook_deliveries"
+_TABLES = (
+    "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, jobs, losses,"
+    " payments, skills, webhook_deliveries"
+)
 
 
 @pytest.fixture(scope="package", autouse=True)

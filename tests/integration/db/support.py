@@ -14,6 +14,7 @@ from db.cursor import CursorStore
 from db.jobs import JobStore
 from db.payments import DecideAll, PaymentStore
 from db.pool import Connection, Database
+from db.ranges import RangeStore
 from oncepaid.domain.chain import Address, BlockHash, BlockRef, Header, TransferLog, TxHash
 from oncepaid.domain.generation import AttemptResult, Outcome
 from oncepaid.domain.jobs import ClaimedJob, JobId
@@ -29,6 +30,7 @@ from oncepaid.domain.payments import (
 )
 
 CHAIN: Final = 8453
+EPOCH: Final = 1
 SHOP: Final = Address("0x" + "5a" * 20)
 PAYER: Final = Address("0x" + "be" * 20)
 START: Final = datetime.now(UTC).replace(microsecond=0)
@@ -146,11 +148,21 @@ async def job_row(database: Database, job: JobId) -> dict[str, Any]:
     return await row(database, "SELECT * FROM jobs WHERE id = $1", job)
 
 
+async def first_cursor(database: Database, chain: int = CHAIN) -> BlockRef:
+    """Lead with `EPOCH` and set the cursor on block 0; where it is set, return where it stands."""
+    await execute(
+        database,
+        "INSERT INTO chain_leader (chain_id, epoch) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        *(chain, EPOCH),
+    )
+    return await CursorStore(database, chain).start_at(header(0), epoch=EPOCH)
+
+
 async def see(database: Database, *payments: ObservedPayment) -> list[PaymentId]:
     """Store payments with the next block, as the listener does, and return their ids."""
-    cursor = await CursorStore(database, CHAIN).start_at(header(0))
-    moved = await PaymentStore(database, CHAIN).store_range(
-        cursor, header(cursor.number + 1), payments
+    cursor = await first_cursor(database)
+    moved = await RangeStore(database, CHAIN).store_range(
+        cursor, header(cursor.number + 1), payments, epoch=EPOCH
     )
     assert moved.moved
     assert moved.stored == len(payments)

@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from db.cursor import CursorStore
 from db.payments import PaymentStore
 from db.pool import Database
+from db.ranges import RangeStore
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import Decision, Matched
 from oncepaid.domain.payments import PaymentId, SeenPayment
 from tests.integration.db.support import (
     CHAIN,
     DECIDE,
+    EPOCH,
     Job,
     add_job,
     add_skill,
     cursor_at,
     execute,
+    first_cursor,
     header,
     match,
     observed,
@@ -205,8 +207,10 @@ async def test_payments_of_another_chain_are_left_alone(
     """A test network's tokens are free: they must not pay what is sold for the real ones."""
     (job,) = await add_jobs(database, 1)
     other = PaymentStore(database, 84532)
-    await CursorStore(database, 84532).start_at(header(0))
-    await other.store_range(cursor_at(0), header(1), [observed(PRICE, job.memo)])
+    await first_cursor(database, 84532)
+    await RangeStore(database, 84532).store_range(
+        cursor_at(0), header(1), [observed(PRICE, job.memo)], epoch=EPOCH
+    )
     assert await ledger.decide_seen(DECIDE, 10) == []
     (decided,) = await other.decide_seen(DECIDE, 10)
     assert isinstance(decided.decision, Matched)

@@ -7,7 +7,6 @@ from decimal import Decimal
 
 import pytest
 
-from db.cursor import CursorStore
 from db.jobs import JobStore
 from db.pool import Database
 from oncepaid.domain.generation import (
@@ -29,6 +28,7 @@ from tests.integration.db.support import (
     answered,
     claim_one,
     execute,
+    first_cursor,
     header,
     job_row,
     match,
@@ -228,7 +228,7 @@ async def test_amounts_are_released_by_the_chains_time(
     released: int,
 ) -> None:
     """Grace is one hour and quarantine two."""
-    await CursorStore(database, CHAIN).start_at(header(0))
+    await first_cursor(database)
     await execute(database, "UPDATE chain_cursor SET block_time = $1", START - block_age)
     job = await add_job(database)
     await add_job(database)

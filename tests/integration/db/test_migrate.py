@@ -17,7 +17,7 @@ from db.migrate import (
 from db.pool import Database
 from tests.integration.db.support import row, rows
 
-NAMES = ["0001_hub", "0002_job_terms", "0003_ledger", "0004_generation"]
+NAMES = ["0001_hub", "0002_job_terms", "0003_ledger", "0004_generation", "0005_reliability"]
 
 # The public columns, by table; a type ends in `!` where null is refused.
 PUBLIC = {

@@ -6,14 +6,16 @@ import asyncpg
 import pytest
 
 from db.cursor import CursorStore
-from db.payments import PaymentStore
 from db.pool import Database
+from db.ranges import RangeStore
 from oncepaid.domain.chain import BlockRef
-from oncepaid.domain.errors import InconsistentNode
+from oncepaid.domain.errors import NotLeading
 from tests.integration.db.support import (
     CHAIN,
+    EPOCH,
     cursor_at,
     execute,
+    first_cursor,
     header,
     observed,
     row,
@@ -22,10 +24,10 @@ from tests.integration.db.support import (
 
 
 @pytest.fixture
-async def ledger(database: Database) -> PaymentStore:
+async def ledger(database: Database) -> RangeStore:
     """A ledger whose cursor stands at block 0."""
-    await CursorStore(database, CHAIN).start_at(header(0))
-    return PaymentStore(database, CHAIN)
+    await first_cursor(database)
+    return RangeStore(database, CHAIN)
 
 
 async def cursor_of(database: Database) -> BlockRef | None:
@@ -39,14 +41,17 @@ async def stored(database: Database) -> int:
 async def test_first_start(database: Database) -> None:
     cursors = CursorStore(database, CHAIN)
     assert await cursors.load() is None
-    assert await cursors.start_at(header(5)) == cursor_at(5)
-    assert await cursors.start_at(header(9)) == cursor_at(5)
+    with pytest.raises(NotLeading):
+        await cursors.start_at(header(4), epoch=EPOCH)
+    await execute(database, "INSERT INTO chain_leader (chain_id, epoch) VALUES ($1, 1)", CHAIN)
+    assert await cursors.start_at(header(5), epoch=EPOCH) == cursor_at(5)
+    assert await cursors.start_at(header(9), epoch=EPOCH) == cursor_at(5)
     assert await CursorStore(database, 1).load() is None
 
 
-async def test_rows_and_cursor_move_together(database: Database, ledger: PaymentStore) -> None:
+async def test_rows_and_cursor_move_together(database: Database, ledger: RangeStore) -> None:
     paid = observed(1_500_000, b"m" * 16, block=header(3))
-    moved = await ledger.store_range(cursor_at(0), header(4), [paid, observed(7)])
+    moved = await ledger.store_range(cursor_at(0), header(4), [paid, observed(7)], epoch=EPOCH)
     assert (moved.moved, moved.stored) == (True, 2)
     assert await cursor_of(database) == cursor_at(4)
     first, second = await rows(database, "SELECT * FROM payments ORDER BY amount_units DESC")
@@ -59,94 +64,100 @@ async def test_rows_and_cursor_move_together(database: Database, ledger: Payment
     assert (second["memo"], second["memo_source"], second["evidence"]) == (None, None, [])
 
 
-async def test_empty_range_moves_the_cursor(database: Database, ledger: PaymentStore) -> None:
-    moved = await ledger.store_range(cursor_at(0), header(100), [])
+async def test_empty_range_moves_the_cursor(database: Database, ledger: RangeStore) -> None:
+    moved = await ledger.store_range(cursor_at(0), header(100), [], epoch=EPOCH)
     assert (moved.moved, moved.stored) == (True, 0)
     assert await cursor_of(database) == cursor_at(100)
 
 
 @pytest.mark.parametrize("wrong", [cursor_at(1), header(0, "fork").ref])
 async def test_wrong_cursor_stores_nothing(
-    database: Database, ledger: PaymentStore, wrong: BlockRef
+    database: Database, ledger: RangeStore, wrong: BlockRef
 ) -> None:
-    moved = await ledger.store_range(wrong, header(4), [observed(1)])
+    moved = await ledger.store_range(wrong, header(4), [observed(1)], epoch=EPOCH)
     assert (moved.moved, moved.stored) == (False, 0)
     assert await cursor_of(database) == cursor_at(0)
     assert await stored(database) == 0
 
 
 async def test_no_cursor_stores_nothing(database: Database) -> None:
-    moved = await PaymentStore(database, CHAIN).store_range(cursor_at(0), header(1), [observed(1)])
-    assert (moved.moved, moved.stored) == (False, 0)
+    ledger = RangeStore(database, CHAIN)
+    with pytest.raises(NotLeading):
+        await ledger.store_range(cursor_at(0), header(1), [observed(1)], epoch=EPOCH)
     assert await stored(database) == 0
 
 
-async def test_same_range_twice_changes_nothing(database: Database, ledger: PaymentStore) -> None:
+async def test_same_range_twice_changes_nothing(database: Database, ledger: RangeStore) -> None:
     payments = [observed(n) for n in (1, 2, 3)]
-    await ledger.store_range(cursor_at(0), header(4), payments)
+    await ledger.store_range(cursor_at(0), header(4), payments, epoch=EPOCH)
     before = await rows(database, "SELECT * FROM payments ORDER BY id")
-    again = await ledger.store_range(cursor_at(0), header(4), payments)
+    again = await ledger.store_range(cursor_at(0), header(4), payments, epoch=EPOCH)
     assert (again.moved, again.stored) == (False, 0)
     # As after a rescan: the cursor stands lower, the rows are there.
     await execute(
         database, "UPDATE chain_cursor SET block_number = 0, block_hash = $1", header(0).hash
     )
-    once_more = await ledger.store_range(cursor_at(0), header(4), payments)
+    once_more = await ledger.store_range(cursor_at(0), header(4), payments, epoch=EPOCH)
     assert (once_more.moved, once_more.stored) == (True, 0)
     assert await rows(database, "SELECT * FROM payments ORDER BY id") == before
 
 
 @pytest.mark.parametrize("log_index", [7, 8], ids=["same log", "another log"])
 async def test_transaction_in_another_block(
-    database: Database, ledger: PaymentStore, log_index: int
+    database: Database, ledger: RangeStore, log_index: int
 ) -> None:
     """Mined again, its logs may have other numbers: the same money must not count twice."""
     await ledger.store_range(
-        cursor_at(0), header(1), [observed(5, block=header(1), tx="a", log_index=7)]
+        cursor_at(0),
+        header(1),
+        [observed(5, block=header(1), tx="a", log_index=7)],
+        epoch=EPOCH,
     )
     again = observed(5, block=header(2), tx="a", log_index=log_index)
-    with pytest.raises(InconsistentNode):
-        await ledger.store_range(cursor_at(1), header(2), [observed(1), again])
+    told = await ledger.store_range(cursor_at(1), header(2), [observed(1), again], epoch=EPOCH)
+    assert (told.moved, told.stored, told.is_contradicted) == (False, 0, True)
     assert await cursor_of(database) == cursor_at(1)
     assert await stored(database) == 1
     # Once the old row is orphaned, the new one counts.
-    await execute(database, "UPDATE payments SET status = 'orphaned'")
-    moved = await ledger.store_range(cursor_at(1), header(2), [again])
-    assert (moved.moved, moved.stored) == (True, 1)
+    old = await row(database, "SELECT id FROM payments")
+    moved = await ledger.store_range(
+        cursor_at(1), header(2), [again], epoch=EPOCH, gone=[old["id"]]
+    )
+    assert (moved.moved, moved.stored, len(moved.orphaned)) == (True, 1, 1)
 
 
-async def test_several_logs_of_one_transaction(database: Database, ledger: PaymentStore) -> None:
+async def test_several_logs_of_one_transaction(database: Database, ledger: RangeStore) -> None:
     logs = [observed(5, tx="a", log_index=n) for n in (3, 4)]
-    assert (await ledger.store_range(cursor_at(0), header(1), logs)).stored == 2
+    assert (await ledger.store_range(cursor_at(0), header(1), logs, epoch=EPOCH)).stored == 2
 
 
-async def test_hostile_values(database: Database, ledger: PaymentStore) -> None:
+async def test_hostile_values(database: Database, ledger: RangeStore) -> None:
     hostile = observed(2**256 - 1, log_index=0xFFFFFFE2)
-    assert (await ledger.store_range(cursor_at(0), header(1), [hostile])).stored == 1
+    assert (await ledger.store_range(cursor_at(0), header(1), [hostile], epoch=EPOCH)).stored == 1
     found = await row(database, "SELECT amount_units, log_index FROM payments")
     assert found == {"amount_units": 2**256 - 1, "log_index": 0xFFFFFFE2}
 
 
-async def test_one_bad_row_stores_none(database: Database, ledger: PaymentStore) -> None:
+async def test_one_bad_row_stores_none(database: Database, ledger: RangeStore) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
-        await ledger.store_range(cursor_at(0), header(1), [observed(1), observed(0)])
+        await ledger.store_range(cursor_at(0), header(1), [observed(1), observed(0)], epoch=EPOCH)
     assert await cursor_of(database) == cursor_at(0)
     assert await stored(database) == 0
 
 
-async def test_five_thousand_at_once(database: Database, ledger: PaymentStore) -> None:
+async def test_five_thousand_at_once(database: Database, ledger: RangeStore) -> None:
     payments = [observed(n + 1, b"%016d" % n) for n in range(5000)]
     async with asyncio.timeout(10):
-        moved = await ledger.store_range(cursor_at(0), header(50), payments)
+        moved = await ledger.store_range(cursor_at(0), header(50), payments, epoch=EPOCH)
     assert (moved.moved, moved.stored) == (True, 5000)
     total = await row(database, "SELECT sum(amount_units) AS units FROM payments")
     assert total["units"] == sum(range(1, 5001))
 
 
-async def test_two_listeners_store_a_range_once(database: Database, ledger: PaymentStore) -> None:
+async def test_two_listeners_store_a_range_once(database: Database, ledger: RangeStore) -> None:
     payments = [observed(n + 1) for n in range(50)]
     stored_ranges = await asyncio.gather(
-        *(ledger.store_range(cursor_at(0), header(2), payments) for _ in range(4))
+        *(ledger.store_range(cursor_at(0), header(2), payments, epoch=EPOCH) for _ in range(4))
     )
     assert sorted((each.moved, each.stored) for each in stored_ranges) == [
         *[(False, 0)] * 3,

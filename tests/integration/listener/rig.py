@@ -9,14 +9,15 @@ import asyncpg
 from prometheus_client import CollectorRegistry
 
 from db.cursor import CursorStore
-from db.payments import PaymentStore
 from db.pool import Database
+from db.ranges import RangeStore
 from listener.ranges import Watch
 from listener.rpc import HttpRpc
 from listener.service import Listener
-from oncepaid.domain.chain import Address
+from oncepaid.domain.chain import Address, BlockRef
 from oncepaid.domain.errors import InconsistentNode
 from oncepaid.domain.memo import Memo
+from oncepaid.domain.payments import ObservedPayment
 from oncepaid.metrics import Metrics
 from tests.fakes.blocks import CHAIN_ID, TOKEN, Chain, address
 from tests.fakes.node import FakeNode, start_node
@@ -39,6 +40,26 @@ def rpc_for(*urls: str, metrics: Metrics | None = None) -> HttpRpc:
 
 
 @dataclass(kw_only=True)
+class Lead:
+    """Under which epoch a listener writes."""
+
+    epoch: int | None = 1
+
+
+async def take_the_lead(database: Database, epoch: int | None) -> None:
+    """Make an epoch the one that counts, unless a later one does."""
+    async with database.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO chain_leader (chain_id, epoch) VALUES ($1, coalesce($2, 0))
+            ON CONFLICT (chain_id) DO UPDATE
+               SET epoch = greatest(chain_leader.epoch, excluded.epoch)
+            """,
+            *(CHAIN_ID, epoch),
+        )
+
+
+@dataclass(kw_only=True)
 class Ear:
     """One listener. Its settings stand in the fields; `restart` makes a new one of them."""
 
@@ -48,6 +69,8 @@ class Ear:
     max_range_blocks: int = 5000
     recipients: frozenset[Address] | None = frozenset({SHOP})
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
+    lead: Lead = field(default_factory=Lead)
+    read: list[tuple[BlockRef, Sequence[ObservedPayment]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.restart()
@@ -63,13 +86,19 @@ class Ear:
         self.listener = Listener(
             self.rpc,
             CursorStore(self.database, CHAIN_ID),
-            PaymentStore(self.database, CHAIN_ID),
+            RangeStore(self.database, CHAIN_ID),
+            lead=self.lead,
             watch=self.watch,
+            on_read=self._note_read,
             metrics=self.metrics,
         )
 
+    def _note_read(self, head: BlockRef, payments: Sequence[ObservedPayment]) -> None:
+        self.read.append((head, payments))
+
     async def catch_up(self) -> None:
         """Step until there is nothing more to read."""
+        await take_the_lead(self.database, self.lead.epoch)
         while await self.listener.step():
             pass
 

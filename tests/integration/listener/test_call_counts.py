@@ -32,7 +32,8 @@ def counted(node: FakeNode) -> tuple[int, Mapping[str, int]]:
 
 async def test_a_first_start(database: Database, node: FakeNode, rpc: HttpRpc) -> None:
     await Ear(database=database, rpc=rpc).catch_up()
-    assert counted(node) == (3, {**VERIFY, BLOCK: 2})
+    # The genesis, the head twice, and ten blocks further and further below it.
+    assert counted(node) == (4, {**VERIFY, BLOCK: 1 + 2 + 10})
 
 
 async def test_an_idle_tick(node: FakeNode, ear: Ear) -> None:
@@ -122,5 +123,6 @@ async def test_a_backlog_of_three_ranges(
     chain.mine(60)
     reset(node)
     await ear.catch_up()
-    # The first cursor; three heads; two ends, the last one being the head; both ends again.
-    assert counted(node) == (12, {BLOCK: 1 + 3 + 2 + 3 * 2, LOGS: 3})
+    # The first cursor and ten blocks below it; three heads; two ends, the last one being the head;
+    # both ends again.
+    assert counted(node) == (13, {BLOCK: 1 + 10 + 3 + 2 + 3 * 2, LOGS: 3})

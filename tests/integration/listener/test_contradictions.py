@@ -5,9 +5,8 @@ from typing import Any, Final
 import pytest
 
 from db.pool import Database
-from listener import rpc as rpc_module
+from listener import exchange
 from oncepaid.domain.errors import (
-    ForkBelowCursor,
     InconsistentNode,
     NodeUnavailable,
     RangeRefused,
@@ -132,19 +131,6 @@ async def test_a_head_that_goes_backwards_is_a_lagging_node(
     assert units_of(await ear.payments()) == [1, 2]
 
 
-async def test_a_fork_at_the_cursor_is_told(chain: Chain, ear: Ear) -> None:
-    before = await ear.cursor()
-    chain.reorg(1)
-    with pytest.raises(ForkBelowCursor, match="cursor stands on"):
-        await ear.listener.step()
-    chain.add(pay(PAYER, SHOP, 1))
-    for _ in range(2):
-        with pytest.raises(ForkBelowCursor, match="not built upon"):
-            await ear.listener.step()
-        chain.mine(3)
-    assert (await ear.payments(), await ear.cursor()) == ([], before)
-
-
 async def test_a_node_without_the_block_of_the_cursor(
     chain: Chain, node: FakeNode, ear: Ear
 ) -> None:
@@ -207,7 +193,7 @@ async def test_a_large_header_answer_is_no_reason_to_stop(
     chain: Chain, node: FakeNode, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain.add(pay(PAYER, SHOP, 1))
-    monkeypatch.setattr(rpc_module, "MAX_BODY_BYTES", 5_000)
+    monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 5_000)
     node.twist("eth_getBlockByNumber", lambda _, h: {**h, "extraData": "0" * 9_000}, times=1)
     with pytest.raises(RangeRefused):
         await ear.catch_up()

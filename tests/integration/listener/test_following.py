@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from db.pool import Database
-from listener import rpc as rpc_module
+from listener import exchange
 from listener.rpc import HttpRpc
 from oncepaid.domain.errors import (
     InconsistentNode,
@@ -174,7 +174,7 @@ async def test_one_block_that_is_refused_is_told(chain: Chain, node: FakeNode, e
 async def test_a_body_that_is_too_large_narrows_the_range(
     chain: Chain, node: FakeNode, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc_module, "MAX_BODY_BYTES", 8_000)
+    monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 8_000)
     for number in range(40):
         chain.add(pay(PAYER, SHOP, number + 1))
     await ear.catch_up()

@@ -7,14 +7,22 @@ from typing import Any, Final
 import pytest
 from prometheus_client import CollectorRegistry
 
-from listener import rpc as rpc_module
+from listener import exchange as exchange_module
 from listener.rpc import Call, ChainReader, HttpRpc, header_call
-from oncepaid.domain.errors import BadSetting, InconsistentNode, NodeUnavailable, RangeRefused
+from oncepaid.domain.errors import (
+    BadSetting,
+    InconsistentNode,
+    NodeUnavailable,
+    RangeRefused,
+    RateLimited,
+    WrongChain,
+)
 from oncepaid.metrics import Metrics
 from tests.fakes.blocks import Chain, hash_of
 from tests.fakes.loopback import LOOPBACK, unused_port
 from tests.fakes.node import FakeNode
 from tests.fakes.refusals import BATCH_REFUSALS, BUSY, RANGE_REFUSALS, Page, Refusal, Spoil
+from tests.integration.listener.hand_clock import HandClock, client_of
 from tests.integration.listener.rig import rpc_for
 
 WAIT_S: Final = 10.0
@@ -36,10 +44,18 @@ SPOILS: Final[dict[str, Page | Spoil]] = {
 }
 
 
+VERIFY: Final = {"eth_chainId": 1, "eth_getCode": 1, "eth_getBlockByNumber": 1}
+
+
 @pytest.fixture
-async def pair(node: FakeNode, second_node: FakeNode) -> AsyncIterator[HttpRpc]:
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+async def pair(node: FakeNode, second_node: FakeNode, clock: HandClock) -> AsyncIterator[HttpRpc]:
     """A client of two nodes."""
-    async with rpc_for(node.url, second_node.url) as client:
+    async with client_of(node, second_node, clock=clock) as client:
         yield client
 
 
@@ -62,7 +78,7 @@ async def test_an_endpoint_is_verified_once_in_one_request(rpc: HttpRpc, node: F
     await rpc.verify()
     await rpc.call("eth_blockNumber")
     assert node.posts == 2
-    assert node.calls == {"eth_chainId": 1, "eth_getCode": 1, "eth_blockNumber": 1}
+    assert node.calls == {**VERIFY, "eth_blockNumber": 1}
 
 
 async def test_a_wrong_chain(rpc: HttpRpc, node: FakeNode) -> None:
@@ -85,7 +101,7 @@ async def test_a_token_without_code(rpc: HttpRpc, node: FakeNode, code: Any) -> 
 
 async def test_odd_answers_to_the_verification(rpc: HttpRpc, node: FakeNode) -> None:
     node.twist("eth_chainId", lambda _, __: "eight thousand", times=1)
-    with pytest.raises(InconsistentNode):
+    with pytest.raises(NodeUnavailable, match="not a hex quantity"):
         await rpc.verify()
     await rpc.verify()
 
@@ -93,7 +109,12 @@ async def test_odd_answers_to_the_verification(rpc: HttpRpc, node: FakeNode) -> 
 @pytest.mark.parametrize("calls", [1, 3])
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 async def test_a_spoiled_answer_leads_to_the_next_node(
-    pair: HttpRpc, node: FakeNode, second_node: FakeNode, spoil: Page | Spoil, calls: int
+    pair: HttpRpc,
+    node: FakeNode,
+    second_node: FakeNode,
+    clock: HandClock,
+    spoil: Page | Spoil,
+    calls: int,
 ) -> None:
     await pair.verify()
     node.next_http(spoil)
@@ -102,21 +123,22 @@ async def test_a_spoiled_answer_leads_to_the_next_node(
         await pair.call_all(wanted)
     assert "/" not in str(caught.value), "a URL may hold a key"
     assert await pair.call_all(wanted) == [hex(1010)] * calls
-    assert second_node.calls == {"eth_chainId": 1, "eth_getCode": 1, "eth_blockNumber": calls}
+    assert second_node.calls == {**VERIFY, "eth_blockNumber": calls}
     # The one that works stays in use; the first comes back only when the second one fails.
+    clock.advance(2.0)
     await pair.call_all(wanted)
     assert node.posts == 2
     second_node.next_http(Page(status=503, body=""))
     with pytest.raises(NodeUnavailable):
         await pair.call_all(wanted)
     await pair.call_all(wanted)
-    assert node.posts == 3
+    assert node.posts == 4, "it is verified again when it comes back"
 
 
 async def test_silence_ends_at_the_deadline(
     node: FakeNode, second_node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc_module, "REQUEST_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(exchange_module, "REQUEST_TIMEOUT_S", 0.5)
     async with rpc_for(node.url, second_node.url) as pair, asyncio.timeout(WAIT_S):
         await pair.verify()
         node.next_http(Spoil.SILENCE)
@@ -143,7 +165,7 @@ async def test_a_wrong_second_node_is_never_believed(
     node.next_http(Page(status=502, body=""))
     with pytest.raises(NodeUnavailable):
         await pair.call("eth_blockNumber")
-    with pytest.raises(BadSetting, match=r"chain\.chain_id"):
+    with pytest.raises(WrongChain, match=r"chain\.chain_id.*serves chain 10"):
         await pair.call("eth_blockNumber")
     assert await pair.call("eth_blockNumber") == hex(1010)
     assert second_node.calls["eth_blockNumber"] == 0
@@ -169,7 +191,7 @@ async def test_busy_nodes_are_left_for_the_next(
     pair: HttpRpc, node: FakeNode, second_node: FakeNode, refusal: Refusal
 ) -> None:
     node.max_blocks = (0, refusal)
-    with pytest.raises(NodeUnavailable):
+    with pytest.raises(RateLimited if refusal.status == 429 else NodeUnavailable):
         await ask_logs(pair, 1000, 1002)
     assert await ask_logs(pair, 1000, 1002) == []
     assert second_node.calls["eth_getLogs"] == 1
@@ -210,7 +232,7 @@ async def test_one_bad_part_of_many_fails_the_whole(
     with pytest.raises(NodeUnavailable):
         await ChainReader(pair).headers([1000] * 250)
     assert len(await ChainReader(pair).headers([1000] * 250)) == 250
-    assert second_node.calls["eth_getBlockByNumber"] == 250
+    assert second_node.calls["eth_getBlockByNumber"] == 1 + 250
 
 
 async def test_one_bad_call_of_a_batch_fails_the_whole(rpc: HttpRpc) -> None:
@@ -222,7 +244,7 @@ async def test_bodies_are_bounded(
     rpc: HttpRpc, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rpc.verify()
-    monkeypatch.setattr(rpc_module, "MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr(exchange_module, "MAX_BODY_BYTES", 10_000)
     node.twist("eth_getLogs", lambda _, __: ["x" * 20_000], times=1)
     with pytest.raises(RangeRefused, match="10000 bytes"):
         await ask_logs(rpc, 1000, 1010)

@@ -1,84 +1,33 @@
 """The websocket: a wake-up that may break in every way, and a listener that is woken by it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 import pytest
-from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from listener import reconnecting
 from listener import subscription as subscription_module
 from listener.service import HEARD_TRIES
-from listener.subscription import OnWake, Subscription
-from oncepaid.domain.chain import TRANSFER_TOPIC, BlockHash, BlockRef
+from oncepaid.domain.chain import BlockRef
 from oncepaid.domain.errors import NodeBehind
-from oncepaid.domain.retrying import Backoff
 from oncepaid.health import Health
 from oncepaid.loops import Bell, Driver
-from oncepaid.metrics import Metrics
-from tests.fakes.blocks import TOKEN, Block, Chain, pay, word
+from tests.fakes.blocks import Chain, pay
 from tests.fakes.loopback import LOOPBACK, unused_port
 from tests.fakes.node import FakeNode
 from tests.fakes.refusals import SocketEnd
 from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear, units_of
+from tests.integration.listener.sockets import FILTER, QUICK, WAIT_S, Wakes, ref, subscribed
 
-WAIT_S: Final = 10.0
-FILTER: Final = {"address": TOKEN, "topics": [TRANSFER_TOPIC, None, [word(SHOP)]]}
-
-
-@pytest.fixture(autouse=True)
-def _quick_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subscription_module, "RECONNECT_BACKOFF", Backoff(base_s=0.005, cap_s=0.01))
-
-
-class Wakes:
-    """Collects what a subscription calls out."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[BlockRef | None] = asyncio.Queue()
-        self.metrics = Metrics(CollectorRegistry())
-
-    def note(self, block: BlockRef | None) -> None:
-        self._queue.put_nowait(block)
-
-    async def next(self) -> BlockRef | None:
-        async with asyncio.timeout(WAIT_S):
-            return await self._queue.get()
-
-    def reconnects(self, reason: str) -> float:
-        value = self.metrics.registry.get_sample_value(
-            "oncepaid_subscription_reconnects_total", {"reason": reason}
-        )
-        return value or 0
-
-    @property
-    def is_up(self) -> bool:
-        return self.metrics.registry.get_sample_value("oncepaid_subscription_up") == 1
+Break = Callable[[FakeNode], Awaitable[None]]
 
 
 @pytest.fixture
 def wakes() -> Wakes:
     return Wakes()
-
-
-@asynccontextmanager
-async def subscribed(
-    wakes: Wakes, *urls: str, on_wake: OnWake | None = None
-) -> AsyncIterator[None]:
-    subscription = Subscription(urls, FILTER, on_wake=on_wake or wakes.note, metrics=wakes.metrics)
-    task = asyncio.create_task(subscription.run())
-    try:
-        yield
-        assert not task.done(), "it must never end by itself"
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def ref(block: Block) -> BlockRef:
-    return BlockRef(number=block.number, hash=BlockHash(block.hash))
 
 
 async def test_it_wakes_for_our_logs_only(chain: Chain, node: FakeNode, wakes: Wakes) -> None:
@@ -105,9 +54,8 @@ async def test_a_removed_log_asks_for_the_head(chain: Chain, node: FakeNode, wak
     ("end", "reason"),
     [
         (SocketEnd.REFUSED, "refused"),
-        (SocketEnd.NO_SUBSCRIPTION, "refused"),
-        (SocketEnd.GARBAGE, "refused"),
-        (SocketEnd.A_LIST, "refused"),
+        (SocketEnd.GARBAGE, "garbage"),
+        (SocketEnd.A_LIST, "garbage"),
         (SocketEnd.CLOSED, "closed"),
         (SocketEnd.DROPPED, "lost"),
     ],
@@ -123,49 +71,54 @@ async def test_it_tries_again_until_it_is_subscribed(
         assert len(node.filters) == 1
 
 
-async def _close_normally(node: FakeNode) -> None:
-    await node.close_sockets(1000)
+def _close(code: int) -> Break:
+    return lambda node: node.close_sockets(code)
 
 
-async def _close_for_a_restart(node: FakeNode) -> None:
-    await node.close_sockets(1001)
+def _say(text: str) -> Break:
+    return lambda node: node.say(text)
 
 
-async def _close_for_an_error(node: FakeNode) -> None:
-    await node.close_sockets(1011)
+def _say_log(fields: str) -> Break:
+    block_hash = '"blockHash": "0x' + "1" * 64 + '"'
+    return _say('{"params": {"result": {' + block_hash + ", " + fields + "}}}")
 
 
 async def _drop(node: FakeNode) -> None:
     node.drop_sockets()
 
 
-async def _garbage(node: FakeNode) -> None:
-    await node.say("<html>")
-
-
-async def _bad_log(node: FakeNode) -> None:
-    await node.say('{"params": {"result": {"blockNumber": "many", "blockHash": "0x"}}}')
-
-
-async def _huge(node: FakeNode) -> None:
-    await node.say('"' + "x" * (subscription_module.MAX_MESSAGE_BYTES + 1) + '"')
-
-
+MANY_BYTES: Final = 1_500_000
 BREAKS: Final = {
-    "1000": (_close_normally, "closed"),
-    "1001": (_close_for_a_restart, "closed"),
-    "1011": (_close_for_an_error, "closed"),
-    "dropped": (_drop, "lost"),
-    "garbage": (_garbage, "refused"),
-    "a bad log": (_bad_log, "refused"),
-    "a message beyond all bounds": (_huge, "lost"),
+    "1000": (_close(1000), "closed"),
+    "1001": (_close(1001), "closed"),
+    "1006, which is none": (_drop, "lost"),
+    "1009": (_close(1009), "closed"),
+    "1011": (_close(1011), "closed"),
+    "1013": (_close(1013), "closed"),
+    "garbage": (_say("<html>"), "garbage"),
+    "nothing": (_say(""), "garbage"),
+    "a NUL": (_say('{"id": "\0"}'), "garbage"),
+    "nested": (_say('{"params":' * 100_000), "garbage"),
+    "nested and closed": (_say('{"a":' * 5000 + "1" + "}" * 5000), "garbage"),
+    "half a character": (_say('{"a": "\\ud800"}'), "garbage"),
+    "no log index": (_say_log('"blockNumber": "0x1"'), "garbage"),
+    "no number": (_say_log('"blockNumber": "many", "logIndex": "0x1"'), "garbage"),
+    "a huge number": (_say_log('"blockNumber": 1e999, "logIndex": "0x1"'), "garbage"),
+    "a long number": (_say_log('"blockNumber": %s, "logIndex": "0x1"' % ("9" * 9999)), "garbage"),
+    "a long quantity": (
+        _say_log('"blockNumber": "0x1", "logIndex": "0x%s"' % ("f" * 9999)),
+        "garbage",
+    ),
+    "a message beyond all bounds": (_say('"' + "x" * MANY_BYTES + '"'), "garbage"),
 }
 
 
 @pytest.mark.parametrize("name", BREAKS)
 async def test_it_comes_back_and_wakes(
-    chain: Chain, node: FakeNode, wakes: Wakes, name: str
+    chain: Chain, node: FakeNode, wakes: Wakes, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subscription_module, "MAX_MESSAGE_BYTES", MANY_BYTES)
     break_it, reason = BREAKS[name]
     with capture_logs() as logs:
         async with subscribed(wakes, node.ws_url):
@@ -206,27 +159,43 @@ async def test_it_is_down_until_it_is_subscribed_again(node: FakeNode, wakes: Wa
         assert not wakes.is_up
 
 
-async def test_a_subscription_that_is_not_answered(
-    node: FakeNode, wakes: Wakes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subscription_module, "OPEN_TIMEOUT_S", 0.2)
+async def test_a_subscription_that_is_not_answered(node: FakeNode, wakes: Wakes) -> None:
     node.socket_script.append(SocketEnd.SILENT)
-    async with subscribed(wakes, node.ws_url):
+    async with subscribed(wakes, node.ws_url, timing=replace(QUICK, open_s=0.2)):
         assert await wakes.next() is None
     assert wakes.reconnects("unreachable") >= 1
 
 
-async def test_a_socket_that_falls_silent(
-    node: FakeNode, wakes: Wakes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_socket_that_falls_silent(node: FakeNode, wakes: Wakes) -> None:
     """Open, but nobody reads at the other end: only the missing pong tells."""
-    monkeypatch.setattr(subscription_module, "PING_S", 0.2)
-    monkeypatch.setattr(subscription_module, "CLOSE_TIMEOUT_S", 0.1)
-    async with subscribed(wakes, node.ws_url):
+    timing = replace(QUICK, ping_s=0.2, pong_s=0.2, close_s=0.1)
+    async with subscribed(wakes, node.ws_url, timing=timing):
         await wakes.next()
         node.freeze_sockets()
         assert await wakes.next() is None
     assert wakes.reconnects("lost") >= 1
+
+
+def test_a_dead_transport_is_noticed_within_fifteen_seconds() -> None:
+    usual = subscription_module.TIMING
+    assert usual.ping_s + usual.pong_s + usual.close_s <= 15
+    assert 2 * usual.open_s <= 15, "connecting, and subscribing"
+
+
+async def test_a_quiet_chain_is_no_reason_to_reconnect(
+    chain: Chain, node: FakeNode, wakes: Wakes
+) -> None:
+    timing = replace(QUICK, ping_s=0.01, missed_after_s=0.01)
+    async with subscribed(wakes, node.ws_url, timing=timing) as subscription:
+        await wakes.next()
+        for pings in range(1, 20):
+            subscription.reconciled(ref(chain.head), [])
+            async with asyncio.timeout(WAIT_S):
+                await node.pinged(pings)
+        assert node.socket_attempts == 1
+        ours = chain.add(pay(PAYER, SHOP, 1))
+        await node.announce(ours)
+        assert await wakes.next() == ref(ours)
 
 
 async def test_it_goes_on_to_the_next_url(node: FakeNode, wakes: Wakes) -> None:
@@ -236,6 +205,22 @@ async def test_it_goes_on_to_the_next_url(node: FakeNode, wakes: Wakes) -> None:
             assert await wakes.next() is None
     assert wakes.reconnects("unreachable") == 1
     assert "secret-key" not in str(logs)
+
+
+async def test_it_returns_to_the_preferred_url(
+    node: FakeNode, second_node: FakeNode, wakes: Wakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.socket_script.append(SocketEnd.REFUSED)
+    async with subscribed(wakes, node.ws_url, second_node.ws_url):
+        await wakes.next()
+        assert (len(node.filters), len(second_node.filters)) == (0, 1)
+        # From here on every connection counts as steady.
+        monkeypatch.setattr(reconnecting, "STEADY_AFTER_S", 0.0)
+        second_node.drop_sockets()
+        await wakes.next()
+        node.drop_sockets()
+        await wakes.next()
+        assert (len(node.filters), len(second_node.filters)) == (2, 1)
 
 
 async def test_it_waits_for_a_node_that_is_away(node: FakeNode, wakes: Wakes) -> None:

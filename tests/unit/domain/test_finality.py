@@ -6,16 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oncepaid.domain.chain import LATEST_DATETIME_MS, BlockHash, BlockRef, time_of
+from oncepaid.domain.chain import (
+    LATEST_DATETIME_MS,
+    ZERO_ADDRESS,
+    BlockHash,
+    BlockRef,
+    TxHash,
+    time_of,
+)
 from oncepaid.domain.finality import (
     INCLUDED,
     Aged,
     ChainHeads,
+    FinalityAges,
     Finalized,
     Included,
     Requirement,
     Safe,
     Tier,
+    by_age,
     is_final_enough,
     parse_requirement,
     requirement_for,
@@ -23,7 +32,7 @@ from oncepaid.domain.finality import (
 )
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.money import Units
-from oncepaid.domain.payments import MatchedPayment, PaymentId
+from oncepaid.domain.payments import MatchedPayment, PaymentId, StoredLog
 from tests.unit.samples import NOON
 
 TIERS = [
@@ -121,14 +130,16 @@ def test_the_last_time_that_there_is_does_not_overflow(block_time: datetime) -> 
 
 
 def matched(number: int, job: int, *, units: int, job_units: int, block: int) -> MatchedPayment:
-    return MatchedPayment(
+    log = StoredLog(
         id=PaymentId(number),
-        job_id=JobId(job),
         block=BlockRef(number=block, hash=BlockHash("0x" + "00" * 32)),
-        block_time=NOON,
+        tx_hash=TxHash("0x" + "11" * 32),
+        log_index=0,
+        sender=ZERO_ADDRESS,
+        recipient=ZERO_ADDRESS,
         units=Units(units),
-        job_units=Units(job_units),
     )
+    return MatchedPayment(log=log, job_id=JobId(job), block_time=NOON, job_units=Units(job_units))
 
 
 def test_a_job_waits_for_its_slowest_payment_and_for_nobody_elses() -> None:
@@ -176,3 +187,17 @@ def test_a_job_is_ready_as_a_whole_or_not_at_all(
             for p, limit in zip(own, reached, strict=True)
         )
         assert (own[0] in ready) is final_enough
+
+
+def test_ages_stand_for_tags_that_mean_nothing() -> None:
+    ages = FinalityAges(safe=timedelta(seconds=20), finalized=timedelta(seconds=90))
+    assert by_age(TIERS, ages) == [
+        Tier(up_to=Units(100), require=INCLUDED),
+        Tier(up_to=Units(5000), require=Aged(timedelta(seconds=20))),
+        Tier(up_to=None, require=Aged(timedelta(seconds=90))),
+        Tier(up_to=None, require=Aged(timedelta(seconds=90))),
+    ]
+    # What is above all tiers needs finality, also by age.
+    only_small = by_age([Tier(up_to=Units(1), require=THIRTY)], ages)
+    assert requirement_for(1, only_small) == THIRTY
+    assert requirement_for(2, only_small) == Aged(timedelta(seconds=90))

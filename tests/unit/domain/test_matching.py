@@ -151,7 +151,7 @@ MEMO_CASES = [
     Case(
         name="closed by the host",
         paid=of(10, BY_MEMO),
-        jobs=[job(is_pending=False)],
+        jobs=[job(awaits_payment=False)],
         then=unmatched(Reason.DUPLICATE, 1),
     ),
     Case(
@@ -309,7 +309,7 @@ AMOUNT_CASES = [
     Case(
         name="amount of a closed job",
         paid=of(13),
-        jobs=[replace(AMOUNT_JOB, is_pending=False)],
+        jobs=[replace(AMOUNT_JOB, awaits_payment=False)],
         then=unmatched(Reason.DUPLICATE, 1),
     ),
     Case(

@@ -82,7 +82,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[JobId, JobTerms], list[SeenPayment]]:
             price=draw(st.sampled_from([Units(price)] * 6 + [None])),
             unique_amount=draw(st.sampled_from([None, Units(price + 1), Units(price + 2)])),
             pay_to=draw(st.sampled_from([SHOP, SHOP, None, OTHER_SHOP])),
-            is_pending=draw(st.sampled_from([True] * 5 + [False])),
+            awaits_payment=draw(st.sampled_from([True] * 5 + [False])),
             covered=Units(draw(st.sampled_from([0] * 6 + [price]))),
             expires_at=NOON + draw(st.sampled_from([0, 1])) * SECOND,
         )
@@ -122,7 +122,7 @@ def test_no_job_is_paid_twice_or_for_less_than_its_price(world: World) -> None:
     assert len(set(matched)) == len(matched)
     for job_id in matched:
         terms = jobs[job_id]
-        assert terms.is_pending
+        assert terms.awaits_payment
         assert terms.price is not None
         assert terms.covered < terms.price <= ledger.sums_of(job_id)[0]
 
@@ -151,7 +151,7 @@ def test_a_job_that_could_be_paid_is(world: World) -> None:
     """The other side: refusing everything would satisfy the properties above."""
     jobs, payments = world
     for terms in jobs.values():
-        if terms.price is None or not terms.is_pending or terms.covered:
+        if terms.price is None or not terms.awaits_payment or terms.covered:
             continue
         sure = payment(
             99, terms.price, evidence(terms.id), recipient=terms.pay_to or SHOP, sender=PAYER

@@ -1,0 +1,153 @@
+"""After a reorganisation: back to the common ancestor, and orphan what is above it."""
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from listener.comparison import BelowFinalized, LookDeeper, RewindTo, judge_walk
+from listener.rpc import ChainReader, HttpRpc
+from oncepaid.domain.chain import BlockRef, Header, TxHash
+from oncepaid.domain.errors import (
+    ChainConflict,
+    InconsistentNode,
+    Retryable,
+)
+from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
+from oncepaid.domain.payments import OrphanedPayment, PaymentId, StoredLog
+from oncepaid.metrics import Metrics
+
+log = structlog.get_logger()
+
+FIRST_PAGE: Final = 16
+PAGE: Final = 200
+HIGHEST: Final = 2**63 - 1
+
+
+class Checkpoint(Protocol):
+    @property
+    def block(self) -> BlockRef: ...
+
+
+class ChainState(Protocol):
+    @property
+    def finalized(self) -> int: ...
+
+
+class Ledger(Protocol):
+    async def state(self) -> ChainState | None: ...
+    async def checkpoints(self, *, below: int | None, limit: int) -> Sequence[Checkpoint]: ...
+    async def live_logs(
+        self, first: int, last: int, tx_hashes: Sequence[TxHash] = ()
+    ) -> list[StoredLog]: ...
+    async def rewind(
+        self, cursor: BlockRef, to: Header, gone: Sequence[PaymentId], *, epoch: int
+    ) -> list[OrphanedPayment] | None: ...
+    async def declare_conflict(self, what: str, *, epoch: int) -> None: ...
+
+
+class ReorgWalker:
+    """Finds out how far a chain was reorganised, and takes the ledger back there."""
+
+    def __init__(self, rpc: HttpRpc, ledger: Ledger, metrics: Metrics) -> None:
+        self._rpc = rpc
+        self._ledger = ledger
+        self._metrics = metrics
+
+    async def recover(self, cursor: BlockRef, *, epoch: int) -> None:
+        """Take the cursor back to the highest checkpoint that the chain still has.
+
+        The rows above it are orphaned where their block is gone; what is above it is then read
+        again. Raises `ChainConflict` for a chain without a block that was final, `InconsistentNode`
+        where another endpoint still has the cursor's block, and `Retryable` errors.
+        """
+        await self._check_elsewhere(cursor)
+        ancestor = await self._ancestor(cursor, epoch)
+        rows = await self._ledger.live_logs(ancestor.number + 1, HIGHEST)
+        gone = await self._gone(rows)
+        orphaned = await self._ledger.rewind(cursor, ancestor, gone, epoch=epoch)
+        if orphaned is None:
+            return
+        depth = cursor.number - ancestor.number
+        self._metrics.reorgs.inc()
+        self._metrics.reorg_depth.observe(depth)
+        log.warning(
+            "chain.reorg",
+            depth_blocks=depth,
+            cursor=str(cursor),
+            ancestor=str(ancestor.ref),
+            orphaned=len(orphaned),
+            kept=len(rows) - len(orphaned),
+        )
+        for payment in orphaned:
+            tell_orphaned(payment, self._metrics)
+
+    async def _check_elsewhere(self, cursor: BlockRef) -> None:
+        """A lone node on a fork of its own is not followed while another one has our block."""
+        if self._rpc.count < 2:
+            return
+        other = self._rpc.other()
+        try:
+            header = await ChainReader(other).header(cursor.number)
+        except Retryable as exc:
+            log.warning("reorg.no_second_opinion", endpoint=other.label, error=str(exc))
+            return
+        if header is not None and header.ref == cursor:
+            self._metrics.disagreements.inc()
+            log.warning("node.on_a_fork", endpoint=self._rpc.endpoint, other=other.label)
+            raise InconsistentNode(f"{other.label} still has block {cursor}")
+
+    async def _ancestor(self, cursor: BlockRef, epoch: int) -> Header:
+        state = await self._ledger.state()
+        finalized = -1 if state is None else state.finalized
+        below: int | None = None
+        limit, lowest = FIRST_PAGE, cursor.number
+        while page := await self._ledger.checkpoints(below=below, limit=limit):
+            blocks = [checkpoint.block for checkpoint in page]
+            headers = await self._headers([block.number for block in blocks])
+            on_chain = {header.ref: header for header in headers}
+            walk = judge_walk(blocks, on_chain, finalized)
+            match walk:
+                case RewindTo(ancestor=found) if found == cursor:
+                    raise InconsistentNode(f"block {cursor} is on the chain again")
+                case RewindTo(ancestor=found):
+                    return on_chain[found]
+                case BelowFinalized(block=block):
+                    what = f"block {block} was final, and {self._rpc.endpoint} has another one"
+                    await self._ledger.declare_conflict(what, epoch=epoch)
+                    raise ChainConflict(what)
+                case LookDeeper():
+                    lowest = blocks[-1].number
+                    below, limit = lowest, PAGE
+        return await self._below_all(lowest)
+
+    async def _headers(self, numbers: Sequence[int]) -> list[Header]:
+        """Return the headers that the node has; above a head that fell back there are none."""
+        found = await ChainReader(self._rpc).headers(list(numbers))
+        return [header for header in found if header is not None]
+
+    async def _below_all(self, lowest: int) -> Header:
+        """Nothing that we know is on the chain, and nothing of it was final: begin below it."""
+        header = await ChainReader(self._rpc).header(max(0, lowest - 1))
+        if header is None:
+            raise InconsistentNode(f"the node has no block {lowest - 1}")
+        return header
+
+    async def _gone(self, rows: Sequence[StoredLog]) -> list[PaymentId]:
+        heights = sorted({row.block.number for row in rows})
+        hashes = await ChainReader(self._rpc).hashes(heights) if heights else {}
+        return [row.id for row in rows if hashes[row.block.number] != row.block.hash]
+
+
+def tell_orphaned(payment: OrphanedPayment, metrics: Metrics) -> None:
+    """Log and count a payment whose block is gone."""
+    log.warning(
+        "payment.orphaned",
+        payment_id=payment.id,
+        tx_hash=payment.tx_hash,
+        usdc=format_usdc(payment.units),
+        was=payment.was,
+        job_uuid=payment.job_uuid,
+    )
+    metrics.payments.labels(status="orphaned", reason="").inc()
+    metrics.payments_usdc.labels(status="orphaned").inc(payment.units / UNITS_PER_USDC)

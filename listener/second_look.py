@@ -1,0 +1,260 @@
+"""Every range is asked again, of another endpoint where there is one, before it can be `safe`.
+
+A node that lags, or a load balancer whose backends stand at different heights, answers
+`eth_getLogs` with too little and without an error (go-ethereum #24078): money would be lost in
+silence.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+import structlog
+
+from listener.arbiter import Arbiter, Verdict, refuse_two_blocks
+from listener.comparison import Difference, compare
+from listener.follower import FetchRange, Span, on_refused, on_served
+from listener.ranges import RangeMoved, RangeReader, Watch
+from listener.reorg import tell_orphaned
+from listener.rpc import ChainReader, Endpoint, HttpRpc
+from oncepaid.domain.chain import BlockRef, Header, TxHash
+from oncepaid.domain.errors import CallFailed, InconsistentNode, NodeBehind, RangeRefused
+from oncepaid.domain.payments import ObservedPayment, OrphanedPayment, PaymentId, StoredLog
+from oncepaid.metrics import Metrics
+
+log = structlog.get_logger()
+
+AFTER: Final = timedelta(seconds=10)
+"""So long after a range was stored it is asked again: a node that lagged has caught up. Base calls
+a block `safe` after some 2 minutes."""
+
+
+class Checkpoint(Protocol):
+    @property
+    def block(self) -> BlockRef: ...
+    @property
+    def time(self) -> datetime: ...
+    @property
+    def age(self) -> timedelta: ...
+
+
+class ChainState(Protocol):
+    @property
+    def cursor(self) -> BlockRef: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def checked(self) -> int | None: ...
+    @property
+    def finalized(self) -> int: ...
+
+
+class Ledger(Protocol):
+    async def state(self) -> ChainState | None: ...
+    async def checkpoints(
+        self,
+        *,
+        limit: int,
+        min_age: timedelta = timedelta(0),
+        until: datetime | None = None,
+    ) -> Sequence[Checkpoint]: ...
+    async def live_logs(
+        self, first: int, last: int, tx_hashes: Sequence[TxHash] = ()
+    ) -> list[StoredLog]: ...
+    async def repair(
+        self,
+        last: int,
+        missing: Sequence[ObservedPayment],
+        gone: Sequence[PaymentId],
+        *,
+        epoch: int | None,
+        checked: int | None = None,
+    ) -> list[OrphanedPayment]: ...
+    async def mark_finalized(self, block: Header, *, epoch: int) -> None: ...
+
+
+class Lead(Protocol):
+    @property
+    def epoch(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a second look at a range found, resolved: what to store and what to orphan."""
+
+    end: Header
+    difference: Difference
+    missing: list[ObservedPayment]
+    verdict: Verdict
+
+    @property
+    def is_clean(self) -> bool:
+        return not len(self.difference)
+
+
+async def look_again(
+    ledger: Ledger,
+    watch: Watch,
+    step: FetchRange,
+    end: BlockRef | None,
+    *,
+    asked: Endpoint,
+    other: Endpoint | None,
+) -> Found:
+    """Read a range from `asked`, hold it against the rows, and resolve what differs.
+
+    `end` is the block that its last one must be, None for whichever is. Raises `RangeRefused` and
+    other `Retryable` errors.
+    """
+    reader = RangeReader(asked, watch)
+    header, logs = await reader.read(step, end)
+    rows = await ledger.live_logs(step.first, step.last, [entry.tx_hash for entry in logs])
+    difference = compare(rows, logs)
+    verdict = Verdict(gone=[], kept=[])
+    if difference.extra:
+        verdict = await Arbiter(watch.token).judge(difference.extra, asked, other)
+        refuse_two_blocks(difference.extra, verdict.kept, logs)
+    missing = await reader.observe(difference.missing, header) if difference.missing else []
+    for row in difference.altered:
+        log.error("payment.facts_differ", payment_id=row.id, tx_hash=row.tx_hash)
+    return Found(end=header, difference=difference, missing=missing, verdict=verdict)
+
+
+class SecondLook:
+    """Asks stored ranges again and repairs what differs. `step` does one range."""
+
+    def __init__(
+        self,
+        rpc: HttpRpc,
+        ledger: Ledger,
+        *,
+        lead: Lead,
+        watch: Watch,
+        metrics: Metrics,
+        announce: Callable[[], None] = lambda: None,
+        after: timedelta = AFTER,
+    ) -> None:
+        """`announce` is called when payments were stored or orphaned."""
+        self._rpc = rpc
+        self._ledger = ledger
+        self._lead = lead
+        self._watch = watch
+        self._metrics = metrics
+        self._announce = announce
+        self._after = after
+        self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
+
+    async def step(self) -> bool:
+        """Look at one range again; True when more is waiting. Raises `Retryable` errors."""
+        epoch = self._lead.epoch
+        state = await self._ledger.state() if epoch is not None else None
+        if epoch is None or state is None:
+            return False
+        checked = state.cursor.number if state.checked is None else state.checked
+        asked = self._rpc.other_in_service()
+        range_and_end = await self._next(checked, asked)
+        if range_and_end is None:
+            return False
+        step, end = range_and_end
+        try:
+            found = await look_again(
+                self._ledger,
+                self._watch,
+                step,
+                end,
+                asked=asked,
+                other=self._rpc.pinned(self._rpc.current) if self._rpc.count > 1 else None,
+            )
+        except RangeRefused as exc:
+            narrower = on_refused(self._spans[asked.index], step)
+            if narrower is None:
+                raise InconsistentNode(f"the logs of a single block are refused: {exc}") from exc
+            self._spans[asked.index] = narrower
+            return True
+        self._spans[asked.index] = on_served(self._spans[asked.index], step, len(found.missing))
+        await self._repair(found, step, asked, epoch)
+        return True
+
+    async def _next(
+        self, checked: int, asked: Endpoint
+    ) -> tuple[FetchRange, BlockRef | None] | None:
+        """Return the next range that is old enough, with the block that must end it if known."""
+        due = await self._ledger.checkpoints(min_age=self._after, limit=1)
+        if not due or due[0].block.number <= checked:
+            return None
+        target = due[0].block
+        last = min(target.number, checked + self._spans[asked.index].blocks)
+        if last == target.number:
+            return FetchRange(first=checked + 1, last=last), target
+        # Of a block between two checkpoints we know no hash: at least the node is on our chain.
+        header = await ChainReader(asked).header(target.number)
+        if header is None:
+            raise NodeBehind(f"{asked.label} has no block {target.number} yet")
+        if header.ref != target:
+            raise RangeMoved(f"{asked.label} has another block {target.number}")
+        return FetchRange(first=checked + 1, last=last), None
+
+    async def _repair(self, found: Found, step: FetchRange, asked: Endpoint, epoch: int) -> None:
+        orphaned = await self._ledger.repair(
+            step.last, found.missing, found.verdict.gone, epoch=epoch, checked=step.last
+        )
+        self._metrics.checked_block.set(step.last)
+        if found.is_clean:
+            return
+        self._metrics.disagreements.inc(len(found.difference))
+        log.warning(
+            "range.disagreement",
+            first=step.first,
+            last=step.last,
+            endpoint=asked.label,
+            missing=len(found.difference.missing),
+            extra=len(found.difference.extra),
+            orphaned=len(orphaned),
+        )
+        for payment in orphaned:
+            tell_orphaned(payment, self._metrics)
+        self._announce()
+
+
+class FinalityMark:
+    """Keeps the mark below which a fork is a contradiction, and forgets older checkpoints."""
+
+    def __init__(
+        self, rpc: HttpRpc, ledger: Ledger, *, lead: Lead, age: timedelta | None = None
+    ) -> None:
+        """`age` replaces the node's `finalized` by so much chain time below the cursor."""
+        self._rpc = rpc
+        self._ledger = ledger
+        self._lead = lead
+        self._age = age
+
+    async def step(self) -> bool:
+        """Move the mark. Raises `Retryable` errors; a node without the tag moves nothing."""
+        epoch = self._lead.epoch
+        state = await self._ledger.state() if epoch is not None else None
+        if epoch is None or state is None:
+            return False
+        limit = state.cursor.number if state.checked is None else state.checked
+        number = await (self._by_tag() if self._age is None else self._by_age(self._age))
+        if number is None or min(number, limit) <= state.finalized:
+            return False
+        header = await ChainReader(self._rpc).header(min(number, limit))
+        if header is not None:
+            await self._ledger.mark_finalized(header, epoch=epoch)
+        return False
+
+    async def _by_tag(self) -> int | None:
+        try:
+            header = await ChainReader(self._rpc).header("finalized")
+        except CallFailed as exc:
+            log.info("mark.no_finalized_head", endpoint=self._rpc.endpoint, error=str(exc))
+            return None
+        return None if header is None else header.number
+
+    async def _by_age(self, age: timedelta) -> int | None:
+        newest = await self._ledger.checkpoints(limit=1)
+        if not newest:
+            return None
+        old = await self._ledger.checkpoints(limit=1, until=newest[0].time - age)
+        return old[0].block.number if old else None

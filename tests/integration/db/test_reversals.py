@@ -1,0 +1,365 @@
+"""Credits whose block is gone: by rule, once, and never at somebody else's expense."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from db.jobs import JobStore
+from db.payments import PaymentStore
+from db.pool import Database
+from db.ranges import RangeStore
+from db.reversals import ReversalStore
+from oncepaid.domain.matching import Matched, Unmatched
+from oncepaid.domain.payments import PaymentId, PaymentStatus, Reason
+from oncepaid.domain.reversal import COVERED, LOSE, REOPEN, reverse
+from tests.integration.db.support import (
+    CHAIN,
+    DECIDE,
+    EPOCH,
+    Job,
+    add_job,
+    answered,
+    claim_one,
+    cursor_at,
+    execute,
+    header,
+    job_row,
+    match,
+    observed,
+    row,
+    rows,
+    see,
+    standing,
+)
+
+PRICE = 1_000_000
+LIMIT = 100
+
+
+@pytest.fixture
+def ledger(database: Database) -> PaymentStore:
+    return PaymentStore(database, CHAIN)
+
+
+@pytest.fixture
+def reversals(database: Database) -> ReversalStore:
+    return ReversalStore(database, CHAIN)
+
+
+async def credit(database: Database, job: Job, *units: int) -> list[PaymentId]:
+    """Pay a job with these amounts and credit it."""
+    ids = await match(database, *(observed(one, job.memo) for one in units))
+    crediting = await PaymentStore(database, CHAIN).credit(ids)
+    assert len(crediting.credited) == len(ids)
+    return ids
+
+
+async def cursor_number(database: Database) -> int:
+    return int((await row(database, "SELECT block_number FROM chain_cursor"))["block_number"])
+
+
+async def orphan(database: Database, *ids: PaymentId) -> None:
+    """Take these payments off the chain, as a second look does."""
+    last = await cursor_number(database)
+    await RangeStore(database, CHAIN).repair(last, [], ids, epoch=EPOCH)
+
+
+async def rewind(database: Database, *ids: PaymentId) -> None:
+    """Take the cursor back to block 0, and these payments off the chain."""
+    cursor = cursor_at(await cursor_number(database))
+    assert await RangeStore(database, CHAIN).rewind(cursor, header(0), ids, epoch=EPOCH)
+
+
+async def state(database: Database, job: Job) -> dict[str, Any]:
+    found = await job_row(database, job.id)
+    return {key: found[key] for key in ("status", "credited_units", "is_unbacked")}
+
+
+async def test_a_job_that_was_not_begun_waits_for_money_again(
+    database: Database, reversals: ReversalStore
+) -> None:
+    job = await add_job(database)
+    (paid,) = await credit(database, job, PRICE)
+    await orphan(database, paid)
+    assert await JobStore(database).claim(5, timedelta(minutes=1)) == []
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [(each.id, each.reversal) for each in done.reversed] == [(paid, REOPEN)]
+    assert await state(database, job) == {
+        "status": "pending",
+        "credited_units": 0,
+        "is_unbacked": False,
+    }
+    assert (await reversals.reverse_orphaned(reverse, LIMIT)).reversed == []
+    # The same money in another block pays it again.
+    (again,) = await credit(database, job, PRICE)
+    assert (await state(database, job))["status"] == "paid"
+    assert await standing(database, [paid, again]) == [("orphaned", None), ("credited", None)]
+
+
+@pytest.mark.parametrize("status", ["in_progress", "completed", "failed", "delivered"])
+async def test_work_that_was_begun_is_kept_and_the_loss_told(
+    database: Database, ledger: PaymentStore, reversals: ReversalStore, status: str
+) -> None:
+    job = await add_job(database)
+    (paid,) = await credit(database, job, PRICE)
+    await execute(database, "UPDATE jobs SET status = $1", status)
+    await orphan(database, paid)
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [each.reversal for each in done.reversed] == [LOSE]
+    assert await state(database, job) == {
+        "status": status,
+        "credited_units": 0,
+        "is_unbacked": True,
+    }
+    loss = await row(
+        database, "SELECT payment_id, amount_units, job_status, made_good_at FROM losses"
+    )
+    assert loss == {
+        "payment_id": paid,
+        "amount_units": PRICE,
+        "job_status": status,
+        "made_good_at": None,
+    }
+    # New money for it makes the loss good, in the state that the job is in.
+    (again,) = await match(database, observed(PRICE, job.memo))
+    crediting = await ledger.credit([again])
+    assert [credited.id for credited in crediting.credited] == [again]
+    assert await state(database, job) == {
+        "status": status,
+        "credited_units": PRICE,
+        "is_unbacked": False,
+    }
+    assert (await row(database, "SELECT made_good_at IS NULL AS is_open FROM losses")) == {
+        "is_open": False
+    }
+    # And only once: it is paid.
+    (third,) = await match(database, observed(PRICE, job.memo))
+    assert await standing(database, [third]) == [("unmatched", "duplicate")]
+
+
+async def test_money_that_is_left_covers_the_job(
+    database: Database, reversals: ReversalStore
+) -> None:
+    job = await add_job(database, price="2")
+    small, large = await credit(database, job, PRICE, 2 * PRICE)
+    await orphan(database, small)
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [each.reversal for each in done.reversed] == [COVERED]
+    assert await state(database, job) == {
+        "status": "paid",
+        "credited_units": 2 * PRICE,
+        "is_unbacked": False,
+    }
+    assert await standing(database, [large]) == [("credited", None)]
+
+
+async def test_a_part_that_is_left_waits_with_the_job(
+    database: Database, ledger: PaymentStore, reversals: ReversalStore
+) -> None:
+    job = await add_job(database, price="2")
+    first, second = await credit(database, job, PRICE, PRICE)
+    await orphan(database, second)
+    await reversals.reverse_orphaned(reverse, LIMIT)
+    assert await standing(database, [first]) == [("matched", None)]
+    crediting = await ledger.credit([first])
+    assert [(each.id, each.reason) for each in crediting.returned] == [(first, Reason.UNDERPAID)]
+    (third,) = await see(database, observed(PRICE, job.memo))
+    (decided,) = await ledger.decide_seen(DECIDE, LIMIT)
+    assert decided.decision == Matched(job_id=job.id)
+    assert len((await ledger.credit([first, third])).credited) == 2
+
+
+async def test_a_part_that_is_still_matched_counts_with_what_comes(
+    database: Database, ledger: PaymentStore, reversals: ReversalStore
+) -> None:
+    """Before the settler saw that the sum is short, the rest arrives again."""
+    job = await add_job(database, price="2")
+    first, second = await credit(database, job, PRICE, PRICE)
+    await orphan(database, second)
+    await reversals.reverse_orphaned(reverse, LIMIT)
+    (third,) = await match(database, observed(PRICE, job.memo))
+    assert await standing(database, [first, third]) == [("matched", None)] * 2
+    assert len((await ledger.credit([first, third])).credited) == 2
+
+
+async def test_who_paid_a_second_time_pays_it_now(
+    database: Database, ledger: PaymentStore, reversals: ReversalStore
+) -> None:
+    job = await add_job(database)
+    (paid,) = await credit(database, job, PRICE)
+    (twice,) = await match(database, observed(PRICE, job.memo))
+    assert await standing(database, [twice]) == [("unmatched", "duplicate")]
+    await orphan(database, paid)
+    await reversals.reverse_orphaned(reverse, LIMIT)
+    (decided,) = await ledger.decide_seen(DECIDE, LIMIT)
+    assert (decided.payment.id, decided.decision) == (twice, Matched(job_id=job.id))
+
+
+async def test_money_that_comes_before_the_reversal_is_no_duplicate(
+    database: Database, ledger: PaymentStore, reversals: ReversalStore
+) -> None:
+    job = await add_job(database)
+    (paid,) = await credit(database, job, PRICE)
+    await orphan(database, paid)
+    (again,) = await match(database, observed(PRICE, job.memo))
+    assert await standing(database, [again]) == [("matched", None)]
+    crediting = await ledger.credit([again])
+    assert (crediting.credited, crediting.returned) == ([], [])
+    await reversals.reverse_orphaned(reverse, LIMIT)
+    assert len((await ledger.credit([again])).credited) == 1
+
+
+async def test_work_that_ends_without_a_result_is_given_up(
+    database: Database, reversals: ReversalStore
+) -> None:
+    """Its worker is gone: nobody is asked again, on nobody's money."""
+    job = await add_job(database)
+    (paid,) = await credit(database, job, PRICE)
+    claimed = await claim_one(database, timedelta(seconds=-1))
+    await orphan(database, paid)
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [each.reversal for each in done.reversed] == [LOSE]
+    assert done.reopened == [claimed.uuid]
+    assert (await state(database, job))["status"] == "pending"
+    attempt = await row(database, "SELECT outcome FROM generation_attempts")
+    assert attempt == {"outcome": "lost"}
+    assert await row(database, "SELECT made_good_at IS NULL AS is_open FROM losses") == {
+        "is_open": False
+    }
+
+
+async def test_a_call_under_way_goes_on(database: Database, reversals: ReversalStore) -> None:
+    job = await add_job(database)
+    (paid,) = await credit(database, job, PRICE)
+    claimed = await claim_one(database)
+    await orphan(database, paid)
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert done.reopened == []
+    assert await JobStore(database).record_if_leased(claimed.attempt, answered())
+    assert (await reversals.reverse_orphaned(reverse, LIMIT)).reopened == []
+    assert (await state(database, job))["status"] == "in_progress"
+
+
+async def test_a_block_that_comes_back_before_the_reversal_changes_nothing(
+    database: Database, reversals: ReversalStore
+) -> None:
+    job = await add_job(database)
+    ids = await see(database, paying := observed(PRICE, job.memo, block=header(1)))
+    ledger = PaymentStore(database, CHAIN)
+    await ledger.decide_seen(DECIDE, LIMIT)
+    await ledger.credit(ids)
+    before = await rows(database, "SELECT * FROM payments")
+    await rewind(database, *ids)
+    await RangeStore(database, CHAIN).store_range(cursor_at(0), header(1), [paying], epoch=EPOCH)
+    assert await rows(database, "SELECT * FROM payments") == before
+    assert (await reversals.reverse_orphaned(reverse, LIMIT)).reversed == []
+    assert (await state(database, job))["status"] == "paid"
+
+
+async def test_a_block_that_comes_back_after_the_reversal_pays_again(
+    database: Database, ledger: PaymentStore, reversals: ReversalStore
+) -> None:
+    job = await add_job(database)
+    ids = await see(database, paying := observed(PRICE, job.memo, block=header(1)))
+    await ledger.decide_seen(DECIDE, LIMIT)
+    await ledger.credit(ids)
+    await rewind(database, *ids)
+    await reversals.reverse_orphaned(reverse, LIMIT)
+    await RangeStore(database, CHAIN).store_range(cursor_at(0), header(1), [paying], epoch=EPOCH)
+    assert await standing(database, ids) == [("seen", None)]
+    await ledger.decide_seen(DECIDE, LIMIT)
+    assert len((await ledger.credit(ids)).credited) == 1
+
+
+@pytest.mark.parametrize("status", ["refunded", "ignored"])
+async def test_what_an_operator_decided_stands_when_the_block_comes_back(
+    database: Database, status: str
+) -> None:
+    ids = await see(database, paying := observed(PRICE, block=header(1)))
+    await execute(database, "UPDATE payments SET status = $1", status)
+    await rewind(database, *ids)
+    await RangeStore(database, CHAIN).store_range(cursor_at(0), header(1), [paying], epoch=EPOCH)
+    assert await standing(database, ids) == [(status, None)]
+
+
+async def test_a_job_that_a_host_holds_is_passed_over(
+    database: Database, reversals: ReversalStore
+) -> None:
+    held, free = await add_job(database), await add_job(database)
+    (of_held,) = await credit(database, held, PRICE)
+    (of_free,) = await credit(database, free, PRICE)
+    await orphan(database, of_held, of_free)
+    async with database.transaction() as connection:
+        await connection.execute("SELECT FROM jobs WHERE id = $1 FOR UPDATE", held.id)
+        done = await reversals.reverse_orphaned(reverse, LIMIT)
+        assert [each.id for each in done.reversed] == [of_free]
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [each.id for each in done.reversed] == [of_held]
+
+
+async def test_a_host_that_refuses_holds_up_nobody_else(own_database: Database) -> None:
+    database = own_database
+    refused, free = await add_job(database), await add_job(database)
+    (of_refused,) = await credit(database, refused, PRICE)
+    (of_free,) = await credit(database, free, PRICE)
+    await execute(
+        database,
+        "ALTER TABLE jobs ADD CONSTRAINT never_back"
+        f" CHECK (id <> {refused.id} OR paid_at IS NOT NULL) NOT VALID",
+    )
+    await orphan(database, of_refused, of_free)
+    reversals = ReversalStore(database, CHAIN)
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [each.id for each in done.reversed] == [of_free]
+    # It stays as it was, and nothing is generated for it.
+    assert (await state(database, refused))["status"] == "paid"
+    assert await JobStore(database).claim(5, timedelta(minutes=1)) == []
+
+
+async def test_partials_that_are_enough_together_are_decided_anew(
+    database: Database, ledger: PaymentStore
+) -> None:
+    job = await add_job(database, price="2")
+    ids = await match(database, *(observed(PRICE, job.memo) for _ in range(2)))
+    await execute(
+        database,
+        "UPDATE payments SET status = 'unmatched', reason = 'underpaid', matched_at = NULL",
+    )
+    assert await ledger.reconsider_partials() == 2
+    decided = await ledger.decide_seen(DECIDE, LIMIT)
+    assert [each.decision for each in decided] == [
+        Unmatched(reason=Reason.UNDERPAID, job_id=job.id),
+        Matched(job_id=job.id),
+    ]
+    assert await standing(database, ids) == [("matched", None)] * 2
+    assert await ledger.reconsider_partials() == 0
+
+
+async def test_nothing_is_credited_while_the_chain_is_in_conflict(
+    database: Database, ledger: PaymentStore
+) -> None:
+    job = await add_job(database)
+    ids = await match(database, observed(PRICE, job.memo))
+    await RangeStore(database, CHAIN).declare_conflict("block 7 was final", epoch=EPOCH)
+    assert await ledger.conflict() == "block 7 was final"
+    crediting = await ledger.credit(ids)
+    assert (crediting.credited, crediting.returned) == ([], [])
+    await execute(database, "UPDATE chain_cursor SET conflict = NULL")
+    assert len((await ledger.credit(ids)).credited) == 1
+
+
+async def test_an_orphaned_payment_remembers_what_it_was(database: Database) -> None:
+    job = await add_job(database)
+    (credited,) = await credit(database, job, PRICE)
+    (unmatched,) = await match(database, observed(5))
+    cursor = cursor_at(await cursor_number(database))
+    told = await RangeStore(database, CHAIN).rewind(
+        cursor, header(0), [credited, unmatched], epoch=EPOCH
+    )
+    assert told is not None
+    was = {each.id: (each.was, each.job_uuid is not None) for each in told}
+    assert was == {
+        credited: (PaymentStatus.CREDITED, True),
+        unmatched: (PaymentStatus.UNMATCHED, False),
+    }

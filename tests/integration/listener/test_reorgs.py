@@ -1,0 +1,214 @@
+"""Reorganisations: back to the common ancestor in one transaction, and nothing counts twice."""
+
+from typing import Any
+
+import pytest
+
+from db.pool import Database
+from db.ranges import RangeStore
+from listener.rpc import HttpRpc
+from listener.second_look import FinalityMark
+from oncepaid.domain.errors import ChainConflict, InconsistentNode, NotLeading
+from tests.fakes.blocks import CHAIN_ID, Chain, pay
+from tests.fakes.node import FakeNode
+from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear, rpc_for, units_of
+
+
+async def live(ear: Ear) -> list[int]:
+    """Return the amounts of the payments that count."""
+    return units_of([row for row in await ear.payments() if row["status"] != "orphaned"])
+
+
+async def orphaned(ear: Ear) -> list[int]:
+    return units_of([row for row in await ear.payments() if row["status"] == "orphaned"])
+
+
+def samples(ear: Ear, name: str) -> float:
+    return ear.metrics.registry.get_sample_value(name) or 0.0
+
+
+@pytest.mark.parametrize("depth", [1, 3, 12, 36, 80])
+async def test_the_paying_block_is_replaced(chain: Chain, ear: Ear, depth: int) -> None:
+    """The cursor goes back, the payment is orphaned, and what is there instead is read."""
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(depth - 1)
+    await ear.catch_up()
+    assert await live(ear) == [1]
+    chain.reorg(depth, pay(STRANGER, SHOP, 2))
+    chain.mine(2)
+    await ear.catch_up()
+    assert (await live(ear), await orphaned(ear)) == ([2], [1])
+    assert await ear.cursor() == (chain.head.number, chain.head.hash)
+    assert samples(ear, "oncepaid_reorgs_total") == 1
+    assert samples(ear, "oncepaid_reorg_depth_blocks_sum") >= depth
+
+
+async def test_a_fork_at_the_very_cursor(chain: Chain, ear: Ear) -> None:
+    """The head has another hash at the same height."""
+    chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    chain.reorg(1, pay(STRANGER, SHOP, 2))
+    await ear.catch_up()
+    assert (await live(ear), await orphaned(ear)) == ([2], [1])
+
+
+async def test_payments_below_the_fork_are_left_alone(chain: Chain, ear: Ear) -> None:
+    """They lie above the last checkpoint, but their block is still there: the same rows stay."""
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(5)
+    await ear.catch_up()
+    before = await ear.payments()
+    chain.reorg(3)
+    chain.mine(1)
+    await ear.catch_up()
+    assert await ear.payments() == before
+
+
+async def test_a_transaction_that_is_mined_again(chain: Chain, ear: Ear) -> None:
+    """In another block and at another index: one row counts, the other one is orphaned."""
+    paid = chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    chain.remine(1, paid, blocks_later=2, at_index=7)
+    await ear.catch_up()
+    first, second = await ear.payments()
+    assert first["tx_hash"] == second["tx_hash"]
+    assert [first["status"], second["status"]] == ["orphaned", "seen"]
+    assert second["log_index"] == 7
+
+
+async def test_the_old_chain_comes_back(chain: Chain, ear: Ear) -> None:
+    """A row whose block returns counts again, and it is the same row."""
+    chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    old = list(chain.blocks)
+    chain.reorg(1)
+    chain.mine(1)
+    await ear.catch_up()
+    assert await orphaned(ear) == [1]
+    chain.blocks[:] = old
+    chain.mine(2)
+    await ear.catch_up()
+    (row,) = await ear.payments()
+    assert (row["status"], row["orphaned_from"]) == ("seen", None)
+
+
+async def test_a_chain_that_became_shorter(chain: Chain, ear: Ear) -> None:
+    """Six blocks give way to three: nothing is done until the new chain is past the cursor."""
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(5)
+    await ear.catch_up()
+    cursor = await ear.cursor()
+    chain.reorg(6)
+    chain.cut(3)
+    assert await ear.listener.step() is False
+    assert await ear.cursor() == cursor
+    chain.mine(4)
+    await ear.catch_up()
+    assert (await live(ear), await orphaned(ear)) == ([], [1])
+
+
+async def test_a_lone_endpoint_on_a_fork_is_left(
+    database: Database, chain: Chain, node: FakeNode
+) -> None:
+    """Another endpoint still has the cursor's block: nothing is rewound."""
+    other_chain = Chain(first=chain.first, blocks=list(chain.blocks))
+    async with rpc_for(node.url, node.url) as pair:
+        ear = Ear(database=database, rpc=pair)
+        await ear.catch_up()
+    from tests.fakes.node import start_node
+
+    async with start_node(other_chain) as other, rpc_for(other.url, node.url) as pair:
+        ear = Ear(database=database, rpc=pair)
+        await ear.catch_up()
+        other_chain.reorg(2)
+        other_chain.mine(1)
+        before = await ear.cursor()
+        with pytest.raises(InconsistentNode, match="still has block"):
+            await ear.catch_up()
+        assert await ear.cursor() == before
+        assert samples(ear, "oncepaid_provider_disagreements_total") == 1
+        chain.add(pay(PAYER, SHOP, 5))
+        await ear.catch_up()
+        assert await live(ear) == [5]
+
+
+async def test_a_fork_below_what_was_final(
+    database: Database, chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    """Nothing is changed and a conflict is declared, which stops all crediting."""
+    chain.mine(20)
+    await ear.catch_up()
+    store = RangeStore(database, CHAIN_ID)
+    await store.repair(chain.head.number, [], [], epoch=1, checked=chain.head.number)
+    mark = FinalityMark(ear.rpc, store, lead=ear.lead)
+    node.finalized_lag = 2
+    await mark.step()
+    chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    before = await ear.cursor()
+    chain.reorg(15)
+    chain.mine(1)
+    for _ in range(2):
+        with pytest.raises(ChainConflict, match="was final"):
+            await ear.listener.step()
+    assert (await ear.cursor(), await live(ear)) == (before, [1])
+    state = await store.state()
+    assert state is not None
+    assert state.conflict is not None
+
+
+async def test_a_reorg_below_the_first_cursor(
+    database: Database, chain: Chain, rpc: HttpRpc
+) -> None:
+    """Young ledgers have no checkpoint of their own below: the first start left some."""
+    ear = Ear(database=database, rpc=rpc)
+    await ear.catch_up()
+    chain.reorg(5, pay(PAYER, SHOP, 9))
+    chain.mine(1)
+    await ear.catch_up()
+    assert await live(ear) == [9]
+
+
+async def test_a_listener_that_no_longer_leads_rewinds_nothing(chain: Chain, ear: Ear) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    before = await ear.cursor()
+    ear.lead.epoch = 0
+    chain.reorg(1)
+    chain.mine(1)
+    with pytest.raises(NotLeading):
+        await ear.listener.step()
+    assert (await ear.cursor(), await live(ear)) == (before, [1])
+
+
+async def test_a_short_answer_after_a_rewind_orphans_nothing(
+    chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    """A row whose block stands and whose receipt has the log stays, whatever the logs leave out."""
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(5)
+    await ear.catch_up()
+    chain.reorg(3)
+    chain.mine(1)
+    # Before it sees that its cursor is gone it has asked once.
+    node.twist("eth_getLogs", lambda _, __: [], times=2)
+    await ear.catch_up()
+    assert await live(ear) == [1]
+    assert samples(ear, "oncepaid_provider_disagreements_total") == 1
+
+
+async def test_a_phantom_is_orphaned(chain: Chain, node: FakeNode, ear: Ear) -> None:
+    """A log of a proper block that nobody has a receipt of was never there."""
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(5)
+
+    def invented(_: Any, logs: Any) -> Any:
+        return [*logs, {**logs[0], "logIndex": "0x63"}]
+
+    node.twist("eth_getLogs", invented, times=1)
+    await ear.catch_up()
+    assert await live(ear) == [1, 1]
+    chain.reorg(3)
+    chain.mine(1)
+    await ear.catch_up()
+    assert (await live(ear), await orphaned(ear)) == ([1], [1])

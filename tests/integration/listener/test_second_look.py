@@ -1,0 +1,286 @@
+"""Every range is asked again: a short answer loses no money, and a phantom does not stay."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from db.pool import Database
+from db.ranges import ChainState, RangeStore
+from listener.rpc import HttpRpc
+from listener.second_look import AFTER, FinalityMark, SecondLook
+from oncepaid.domain.errors import InconsistentNode, NodeBehind, NotLeading
+from tests.fakes.blocks import CHAIN_ID, Chain, pay
+from tests.fakes.node import FakeNode
+from tests.fakes.refusals import RANGE_REFUSALS
+from tests.fakes.twists import changed_logs
+from tests.integration.listener.rig import MEMO, PAYER, SHOP, STRANGER, Ear, memos_of, rpc_for
+from tests.integration.listener.test_reorgs import live, orphaned, samples
+
+NOW = timedelta(0)
+
+
+@dataclass(kw_only=True)
+class Pair:
+    """A listener on the first of two endpoints, and a second look that asks the other one."""
+
+    ear: Ear
+    rpc: HttpRpc
+    store: RangeStore
+    second_look: SecondLook
+    repaired: list[None]
+
+    async def look(self) -> None:
+        """Look again until nothing is left to look at."""
+        while await self.second_look.step():
+            pass
+
+    async def state(self) -> ChainState:
+        state = await self.store.state()
+        assert state is not None
+        return state
+
+
+def second_look_of(ear: Ear, rpc: HttpRpc, repaired: list[None], after: timedelta) -> SecondLook:
+    return SecondLook(
+        rpc,
+        RangeStore(ear.database, CHAIN_ID),
+        lead=ear.lead,
+        watch=ear.watch,
+        metrics=ear.metrics,
+        announce=lambda: repaired.append(None),
+        after=after,
+    )
+
+
+@pytest.fixture
+async def pair(database: Database, node: FakeNode, second_node: FakeNode) -> AsyncIterator[Pair]:
+    async with rpc_for(node.url, second_node.url) as rpc:
+        ear = Ear(database=database, rpc=rpc)
+        await ear.catch_up()
+        repaired: list[None] = []
+        yield Pair(
+            ear=ear,
+            rpc=rpc,
+            store=RangeStore(database, CHAIN_ID),
+            second_look=second_look_of(ear, rpc, repaired, NOW),
+            repaired=repaired,
+        )
+
+
+async def test_what_agrees_is_marked_and_nothing_else(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(3)
+    await pair.ear.catch_up()
+    before = await pair.ear.payments()
+    assert (await pair.state()).checked == 1010
+    await pair.look()
+    assert (await pair.state()).checked == chain.head.number
+    assert second_node.calls["eth_getLogs"] == 1
+    assert second_node.calls["eth_getTransactionByHash"] == 0
+    assert await pair.ear.payments() == before
+    assert (pair.repaired, samples(pair.ear, "oncepaid_provider_disagreements_total")) == ([], 0)
+
+
+async def test_an_empty_answer_is_repaired_with_its_memo(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    """The node in use lags, or its backend does: `[]`, and no error."""
+    chain.add(pay(PAYER, SHOP, 5, memo=MEMO))
+    chain.mine(2)
+    node.twist("eth_getLogs", lambda _, __: [])
+    await pair.ear.catch_up()
+    assert await live(pair.ear) == []
+    await pair.look()
+    (row,) = await pair.ear.payments()
+    assert (row["amount_units"], row["status"], row["block_number"]) == (5, "seen", 1011)
+    assert memos_of([row]) == [(MEMO.hex(), "calldata", "payer")]
+    assert samples(pair.ear, "oncepaid_provider_disagreements_total") == 1
+    assert len(pair.repaired) == 1
+
+
+async def test_a_part_of_an_answer_is_repaired(chain: Chain, node: FakeNode, pair: Pair) -> None:
+    for units in (1, 2, 3):
+        chain.add(pay(PAYER, SHOP, units))
+    node.twist("eth_getLogs", lambda _, logs: logs[1:2])
+    await pair.ear.catch_up()
+    assert await live(pair.ear) == [2]
+    await pair.look()
+    assert await live(pair.ear) == [1, 2, 3]
+
+
+async def test_the_other_endpoint_may_be_the_one_that_is_short(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    """What has a receipt stays, and the difference is told."""
+    chain.add(pay(PAYER, SHOP, 1))
+    await pair.ear.catch_up()
+    second_node.twist("eth_getLogs", lambda _, __: [])
+    second_node.twist("eth_getTransactionReceipt", lambda _, __: None)
+    await pair.look()
+    assert await live(pair.ear) == [1]
+    assert samples(pair.ear, "oncepaid_provider_disagreements_total") == 1
+    assert (await pair.state()).checked == chain.head.number
+
+
+async def test_a_phantom_is_taken_out(chain: Chain, node: FakeNode, pair: Pair) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+
+    def invented(_: Any, logs: Any) -> Any:
+        return [*logs, {**logs[0], "logIndex": "0x63"}]
+
+    node.twist("eth_getLogs", invented)
+    await pair.ear.catch_up()
+    assert await live(pair.ear) == [1, 1]
+    await pair.look()
+    assert (await live(pair.ear), await orphaned(pair.ear)) == ([1], [1])
+
+
+async def test_a_log_of_a_fork_in_the_middle_is_replaced(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    """The end of a range cannot tell that a log inside it came from a backend on a fork."""
+    paid = chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(3)
+    fork = "0x" + "ab" * 32
+    node.twist("eth_getLogs", changed_logs(blockHash=fork), times=1)
+    node.twist("eth_getTransactionByHash", lambda _, t: {**t, "blockHash": fork}, times=1)
+    await pair.ear.catch_up()
+    await pair.look()
+    rows = {row["block_hash"]: row["status"] for row in await pair.ear.payments()}
+    assert rows == {fork: "orphaned", paid.hash: "seen"}
+
+
+async def test_a_lone_endpoint_is_asked_again_itself(
+    database: Database, chain: Chain, node: FakeNode, rpc: HttpRpc
+) -> None:
+    ear = Ear(database=database, rpc=rpc)
+    await ear.catch_up()
+    chain.add(pay(PAYER, SHOP, 1))
+    node.twist("eth_getLogs", lambda _, __: [], times=1)
+    await ear.catch_up()
+    assert await live(ear) == []
+    second_look = second_look_of(ear, rpc, [], NOW)
+    assert await second_look.step()
+    assert await live(ear) == [1]
+
+
+async def test_the_last_seconds_are_left_alone(
+    database: Database, chain: Chain, rpc: HttpRpc
+) -> None:
+    """A node that lags must have had the time to catch up."""
+    ear = Ear(database=database, rpc=rpc)
+    await ear.catch_up()
+    chain.mine(3)
+    await ear.catch_up()
+    second_look = second_look_of(ear, rpc, [], AFTER)
+    assert await second_look.step() is False
+    async with database.connection() as connection:
+        await connection.execute(
+            "UPDATE chain_checkpoints SET stored_at = stored_at - $1::interval", AFTER
+        )
+    assert await second_look.step() is True
+    assert await second_look.step() is False
+
+
+async def test_a_narrow_endpoint_is_asked_in_pieces(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    """One stored range may be wider than what the other endpoint serves."""
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(60)
+    await pair.ear.catch_up()
+    second_node.max_blocks = (10, RANGE_REFUSALS["Alchemy blocks"])
+    await pair.look()
+    assert (await pair.state()).checked == chain.head.number
+    assert await live(pair.ear) == [1]
+    assert all(last - first < 10 for first, last in second_node.ranges)
+
+
+async def test_an_endpoint_behind_is_waited_for(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    await pair.ear.catch_up()
+    second_node.head_lag = 3
+    with pytest.raises(NodeBehind):
+        await pair.look()
+    assert (await pair.state()).checked == 1010
+    second_node.head_lag = 0
+    await pair.look()
+    assert (await pair.state()).checked == chain.head.number
+
+
+async def test_an_endpoint_on_a_fork_changes_nothing(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    await pair.ear.catch_up()
+    fork = Chain(first=chain.first, blocks=list(chain.blocks))
+    fork.reorg(1, pay(STRANGER, SHOP, 7))
+    second_node.chain = fork
+    with pytest.raises(InconsistentNode):
+        await pair.look()
+    assert await live(pair.ear) == [1]
+    assert (await pair.state()).checked == 1010
+
+
+async def test_altered_facts_are_told_and_the_row_stays(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    await pair.ear.catch_up()
+    second_node.twist("eth_getLogs", changed_logs(data="0x" + "00" * 31 + "07"))
+    await pair.look()
+    assert await live(pair.ear) == [1]
+    assert samples(pair.ear, "oncepaid_provider_disagreements_total") == 1
+
+
+async def test_who_leads_no_more_repairs_nothing(chain: Chain, node: FakeNode, pair: Pair) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    node.twist("eth_getLogs", lambda _, __: [])
+    await pair.ear.catch_up()
+    pair.ear.lead.epoch = 0
+    with pytest.raises(NotLeading):
+        await pair.look()
+    assert await live(pair.ear) == []
+    pair.ear.lead.epoch = None
+    assert await pair.second_look.step() is False
+
+
+async def test_what_is_final_is_marked_no_further_than_it_was_checked(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    chain.mine(30)
+    await pair.ear.catch_up()
+    node.finalized_lag = 4
+    mark = FinalityMark(pair.rpc, pair.store, lead=pair.ear.lead)
+    await mark.step()
+    assert (await pair.state()).finalized == 1010
+    await pair.look()
+    await mark.step()
+    assert (await pair.state()).finalized == chain.head.number - 4
+    kept = await pair.store.checkpoints(limit=10)
+    assert [c.block.number for c in kept] == [chain.head.number, chain.head.number - 4]
+    # A node that says less later moves nothing back.
+    node.finalized_lag = 20
+    await mark.step()
+    assert (await pair.state()).finalized == chain.head.number - 4
+
+
+async def test_finality_by_age_where_tags_mean_nothing(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    node.finalized_lag = 0
+    for _ in range(4):
+        chain.mine(5)
+        await pair.ear.catch_up()
+    await pair.look()
+    mark = FinalityMark(pair.rpc, pair.store, lead=pair.ear.lead, age=timedelta(seconds=2))
+    await mark.step()
+    # Ten blocks of 200 ms are two seconds.
+    assert (await pair.state()).finalized == chain.head.number - 10
