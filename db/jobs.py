@@ -33,6 +33,7 @@ _HOST_REFUSES: Final = (
 
 Decide = Callable[[AnsweredJob], Verdict]
 
+# `now()` may be older than a credit that the statement sees: what is started is timed by the clock.
 # A job without credited units is not ours to do (ADR 3), whatever its status says; nor is one whose
 # credited money left the chain.
 _CLAIM = f"""
@@ -51,15 +52,16 @@ WITH due AS (
        SET finished_at = now(), outcome = 'lost', message = 'its worker stopped without a word'
       FROM due WHERE due.is_lost AND a.id = due.attempt_id AND a.finished_at IS NULL
 ), begun AS (
-    INSERT INTO generation_attempts (job_id, attempt_no)
+    INSERT INTO generation_attempts (job_id, attempt_no, started_at)
     SELECT due.id, 1 + coalesce(
-               (SELECT max(attempt_no) FROM generation_attempts WHERE job_id = due.id), 0)
+               (SELECT max(attempt_no) FROM generation_attempts WHERE job_id = due.id), 0),
+           clock_timestamp()
       FROM due
     RETURNING id, job_id, attempt_no
 )
 UPDATE jobs j
    SET status = 'in_progress', attempt_id = begun.id, lease_until = now() + $2,
-       started_at = coalesce(j.started_at, now()),
+       started_at = coalesce(j.started_at, clock_timestamp()),
        attempts = coalesce(j.attempts, 0) + CASE WHEN due.is_lost THEN 0 ELSE 1 END
   FROM begun JOIN due ON due.id = begun.job_id
  WHERE j.id = begun.job_id

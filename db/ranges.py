@@ -116,6 +116,14 @@ class ChainState:
     conflict: str | None
 
 
+class _NothingStored(Exception):
+    """Rolls back what was orphaned for a range that was then not stored."""
+
+    def __init__(self, stored: StoredRange) -> None:
+        super().__init__()
+        self.stored = stored
+
+
 class RangeStore:
     """The listener's side of `payments`, `chain_cursor` and `chain_checkpoints` of one chain."""
 
@@ -149,14 +157,17 @@ class RangeStore:
             async with self._database.connection() as connection:
                 stored = await _stored(connection, arguments)
         else:
-            async with self._database.transaction() as connection:
-                # First the cursor's row: a late listener waits for it, and must change nothing.
-                await self._lock_cursor(connection, epoch)
-                orphaned = await orphan(connection, gone)
-                stored = await _stored(connection, arguments)
-                if not stored.moved:
-                    raise InconsistentNode("what is stored changed while it was compared")
-                stored = replace(stored, orphaned=tuple(orphaned))
+            try:
+                async with self._database.transaction() as connection:
+                    # First the cursor's row: a late listener waits for it, and changes nothing.
+                    await self._lock_cursor(connection, epoch)
+                    orphaned = await orphan(connection, gone)
+                    stored = await _stored(connection, arguments)
+                    if not stored.moved:
+                        raise _NothingStored(stored)
+            except _NothingStored as exc:
+                return exc.stored
+            return replace(stored, orphaned=tuple(orphaned))
         if not stored.moved and not stored.is_contradicted:
             await self._check_lead(epoch)
         return stored
@@ -248,14 +259,18 @@ class RangeStore:
         *,
         epoch: int | None,
         checked: int | None = None,
+        anchor: BlockRef | None = None,
     ) -> list[OrphanedPayment]:
         """Store what was missing up to block `last` and orphan what is gone, in one transaction.
 
         `epoch` None is an operator's command, which no listener's lead guards. `checked` moves the
-        mark of what was asked twice. Raises `NotLeading`, also where the cursor is below `last`.
+        mark of what was asked twice. `anchor` is a checkpoint of the chain that was compared.
+        Raises `NotLeading`, also where the cursor is below `last` or `anchor` was rolled back.
         """
         async with self._database.transaction() as connection:
             await self._lock_cursor(connection, epoch, at_least=last)
+            if anchor is not None:
+                await self._require_checkpoint(connection, anchor)
             orphaned = await orphan(connection, gone)
             if missing:
                 await insert_payments(connection, self._chain_id, missing)
@@ -319,6 +334,17 @@ class RangeStore:
             raise NotLeading("another daemon reads the chain now")
         if row["block_number"] < at_least:
             raise NotLeading(f"the cursor was taken back below block {at_least}")
+
+    async def _require_checkpoint(self, connection: Connection, block: BlockRef) -> None:
+        stands = await connection.fetchval(
+            """
+            SELECT EXISTS (SELECT FROM chain_checkpoints
+                            WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3)
+            """,
+            *(self._chain_id, block.number, block.hash),
+        )
+        if not stands:
+            raise NotLeading(f"block {block} was rolled back meanwhile")
 
     async def _check_lead(self, epoch: int) -> None:
         async with self._database.connection() as connection:

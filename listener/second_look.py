@@ -70,6 +70,7 @@ class Ledger(Protocol):
         *,
         epoch: int | None,
         checked: int | None = None,
+        anchor: BlockRef | None = None,
     ) -> list[OrphanedPayment]: ...
     async def mark_finalized(self, block: Header, *, epoch: int) -> None: ...
 
@@ -121,6 +122,15 @@ async def look_again(
     return Found(end=header, difference=difference, missing=missing, verdict=verdict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Due:
+    """A range to look at again. `anchor` is a checkpoint at or above its end."""
+
+    step: FetchRange
+    end: BlockRef | None
+    anchor: BlockRef
+
+
 class SecondLook:
     """Asks stored ranges again and repairs what differs. `step` does one range."""
 
@@ -144,6 +154,7 @@ class SecondLook:
         self._announce = announce
         self._after = after
         self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
+        self._asked: FetchRange | None = None
 
     async def step(self) -> bool:
         """Look at one range again; True when more is waiting. Raises `Retryable` errors."""
@@ -153,51 +164,63 @@ class SecondLook:
             return False
         checked = state.cursor.number if state.checked is None else state.checked
         asked = self._rpc.other_in_service()
-        range_and_end = await self._next(checked, asked)
-        if range_and_end is None:
-            return False
-        step, end = range_and_end
         try:
+            due = await self._due(checked, asked)
+            if due is None:
+                return False
             found = await look_again(
                 self._ledger,
                 self._watch,
-                step,
-                end,
+                due.step,
+                due.end,
                 asked=asked,
                 other=self._rpc.pinned(self._rpc.current) if self._rpc.count > 1 else None,
             )
         except RangeRefused as exc:
-            narrower = on_refused(self._spans[asked.index], step)
-            if narrower is None:
-                raise InconsistentNode(f"the logs of a single block are refused: {exc}") from exc
-            self._spans[asked.index] = narrower
+            self._narrow(asked, exc)
             return True
-        self._spans[asked.index] = on_served(self._spans[asked.index], step, len(found.missing))
-        await self._repair(found, step, asked, epoch)
+        except (NodeBehind, RangeMoved) as exc:
+            # An endpoint that lags, or a reorganisation that the listener is about to follow.
+            log.info("second_look.waits", endpoint=asked.label, because=str(exc))
+            return False
+        self._asked = None
+        self._spans[asked.index] = on_served(self._spans[asked.index], due.step, len(found.missing))
+        await self._repair(found, due, asked, epoch)
         return True
 
-    async def _next(
-        self, checked: int, asked: Endpoint
-    ) -> tuple[FetchRange, BlockRef | None] | None:
+    async def _due(self, checked: int, asked: Endpoint) -> _Due | None:
         """Return the next range that is old enough, with the block that must end it if known."""
-        due = await self._ledger.checkpoints(min_age=self._after, limit=1)
-        if not due or due[0].block.number <= checked:
+        checkpoints = await self._ledger.checkpoints(min_age=self._after, limit=1)
+        if not checkpoints or checkpoints[0].block.number <= checked:
             return None
-        target = due[0].block
-        last = min(target.number, checked + self._spans[asked.index].blocks)
-        if last == target.number:
-            return FetchRange(first=checked + 1, last=last), target
+        anchor = checkpoints[0].block
+        last = min(anchor.number, checked + self._spans[asked.index].blocks)
+        step = self._asked = FetchRange(first=checked + 1, last=last)
+        if last == anchor.number:
+            return _Due(step=step, end=anchor, anchor=anchor)
         # Of a block between two checkpoints we know no hash: at least the node is on our chain.
-        header = await ChainReader(asked).header(target.number)
+        header = await ChainReader(asked).header(anchor.number)
         if header is None:
-            raise NodeBehind(f"{asked.label} has no block {target.number} yet")
-        if header.ref != target:
-            raise RangeMoved(f"{asked.label} has another block {target.number}")
-        return FetchRange(first=checked + 1, last=last), None
+            raise NodeBehind(f"{asked.label} has no block {anchor.number} yet")
+        if header.ref != anchor:
+            raise RangeMoved(f"{asked.label} has another block {anchor.number}")
+        return _Due(step=step, end=None, anchor=anchor)
 
-    async def _repair(self, found: Found, step: FetchRange, asked: Endpoint, epoch: int) -> None:
+    def _narrow(self, asked: Endpoint, exc: RangeRefused) -> None:
+        narrower = on_refused(self._spans[asked.index], self._asked) if self._asked else None
+        if narrower is None:
+            raise InconsistentNode(f"the logs of a single block are refused: {exc}") from exc
+        self._spans[asked.index] = narrower
+
+    async def _repair(self, found: Found, due: _Due, asked: Endpoint, epoch: int) -> None:
+        step = due.step
         orphaned = await self._ledger.repair(
-            step.last, found.missing, found.verdict.gone, epoch=epoch, checked=step.last
+            step.last,
+            found.missing,
+            found.verdict.gone,
+            epoch=epoch,
+            checked=step.last,
+            anchor=due.anchor,
         )
         self._metrics.checked_block.set(step.last)
         if found.is_clean:

@@ -197,8 +197,17 @@ async def database_of(settings: Settings, *, migrated: bool = True) -> AsyncIter
 
 def main() -> None:
     """The `oncepaid` command."""
-    from oncepaid.commands import check, demo, jobs, payments, status
+    from oncepaid.commands import (
+        check,
+        conflict,
+        demo,
+        jobs,
+        payments,
+        rescan,
+        status,
+        verify,
+    )
 
-    for module in (check, demo, jobs, payments, status):
+    for module in (check, conflict, demo, jobs, payments, rescan, status, verify):
         module.register(app)
     app()

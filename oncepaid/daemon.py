@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from db.audit import AuditStore
 from db.cursor import CursorStore
 from db.embedded import PREFIX, EmbeddedPostgres
 from db.jobs import JobStore
@@ -22,6 +23,7 @@ from db.pool import Database
 from db.ranges import RangeStore
 from db.reports import Reports
 from db.reversals import ReversalStore
+from listener.auditor import Audit, Auditor
 from listener.ranges import Watch
 from listener.rpc import ChainReader, HttpRpc
 from listener.second_look import FinalityMark, SecondLook
@@ -39,7 +41,7 @@ from oncepaid.domain.pricing import Price
 from oncepaid.gauges import refresh_gauges
 from oncepaid.health import Health
 from oncepaid.http import build_app, serve
-from oncepaid.loops import Bell, Driver
+from oncepaid.loops import PERMANENT_RETRY_S, Bell, Driver
 from oncepaid.metrics import Metrics
 from oncepaid.offers import build_services, publish_offers, with_names
 from oncepaid.settings import Settings
@@ -61,9 +63,10 @@ TEND_S: Final = 5.0
 SECOND_LOOK_S: Final = 30.0
 """With what `second_look.AFTER` adds, well under the 2 minutes that Base takes to `safe`."""
 MARK_S: Final = 30.0
+AUDIT_S: Final = 300.0
 STAGES: Final = (
     *("lead", "listen", "tend", "second_look", "mark", "match", "settle", "reverse"),
-    *("generate", "leases", "finish", "sweep"),
+    *("generate", "leases", "finish", "sweep", "audit"),
 )
 LAG_CHECK_S: Final = 1.0
 
@@ -284,7 +287,8 @@ class Stages:
         leader = self._build_leader()
         stack.push_async_callback(leader.close)
         await self._driver.until_done("lead", leader.step)
-        self._drive(group, "lead", leader.step, STANDBY_S)
+        # Whoever stands by must try often: a lead that was lost is to be taken within 10 s.
+        self._drive(group, "lead", leader.step, STANDBY_S, retry_cap_s=STANDBY_S)
         watch = Watch(
             token=Address(chain.token),
             recipients=chain.watched,
@@ -315,6 +319,10 @@ class Stages:
         mark = FinalityMark(self._rpc, self._ranges, lead=leader, age=age)
         self._drive(group, "second_look", second_look.step, SECOND_LOOK_S)
         self._drive(group, "mark", mark.step, MARK_S)
+        books = AuditStore(self._database, chain.chain_id)
+        audit = Audit(self._rpc, self._ranges, books, watch)
+        auditor = Auditor(audit, lead=leader, metrics=metrics)
+        self._drive(group, "audit", auditor.step, AUDIT_S)
 
     def _build_leader(self) -> Leader:
         def changed(epoch: int | None) -> None:
@@ -339,10 +347,13 @@ class Stages:
         name: str,
         step: Callable[[], Awaitable[bool]],
         poll_s: float,
+        *,
+        retry_cap_s: float = PERMANENT_RETRY_S,
     ) -> None:
-        group.create_task(
-            self._driver.drive(name, step, bell=self._bells[name], poll_s=poll_s), name=name
+        loop = self._driver.drive(
+            name, step, bell=self._bells[name], poll_s=poll_s, retry_cap_s=retry_cap_s
         )
+        group.create_task(loop, name=name)
 
     def _build_generator(self, model: Claude) -> Generator:
         claude = self._settings.claude

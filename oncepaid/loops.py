@@ -52,8 +52,9 @@ class Driver:
         *,
         bell: Bell,
         poll_s: float,
+        retry_cap_s: float = PERMANENT_RETRY_S,
     ) -> None:
-        """Run `step` until cancelled.
+        """Run `step` until cancelled, and after an error again within `retry_cap_s`.
 
         This is the top of every loop: whatever a step raises, the loop goes on.
         """
@@ -63,7 +64,7 @@ class Driver:
                 more = await step()
             except Exception as exc:
                 failures += 1
-                await asyncio.sleep(self._failed(name, exc, failures))
+                await asyncio.sleep(min(self._failed(name, exc, failures), retry_cap_s))
                 continue
             if failures:
                 log.info("stage.recovered", stage=name, after_failures=failures)

@@ -11,7 +11,7 @@ from db.leader import Leader
 from db.pool import Database
 from oncepaid.domain.errors import DatabaseUnavailable
 from tests.fakes.database_proxy import start_database_proxy
-from tests.integration.db.support import CHAIN, execute, header, lock_waits, row
+from tests.integration.db.support import CHAIN, execute, header, row
 
 NewLeader = Callable[..., Leader]
 OTHER_CHAIN: Final = 84532
@@ -210,8 +210,11 @@ async def test_of_two_at_once_exactly_one_leads(database: Database, new_leader: 
     async with asyncio.TaskGroup() as tasks, database.transaction() as holder:
         await holder.execute("SELECT FROM chain_leader FOR UPDATE")
         for leader in leaders:
-            async with lock_waits(database, holder):
-                tasks.create_task(leader.step())
+            tasks.create_task(leader.step())
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        async with database.connection() as connection:
+            while await connection.fetchval(waiting) < len(leaders):
+                pass
     assert sorted(leader.epoch or 0 for leader in leaders) == [0, 0, 1]
 
 

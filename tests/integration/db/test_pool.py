@@ -241,6 +241,21 @@ async def test_cancelled_while_connecting(proxy: DatabaseProxy) -> None:
             await task
 
 
+async def test_a_server_that_falls_silent_while_a_connection_is_set_up(
+    shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it has let us in, when asyncpg asks for the types: a moment no proxy can hit."""
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncpg.Connection, "set_type_codec", never)
+    monkeypatch.setattr(pool_module, "CONNECT_TIMEOUT_S", 5 * COMMAND_TIMEOUT_S)
+    async with asyncio.timeout(PROMPTLY_S):
+        with pytest.raises(DatabaseUnavailable):
+            await Database.connect(shared_url, size=1)
+
+
 async def test_what_was_done_is_done(
     far_database: Database, proxy: DatabaseProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +292,9 @@ async def test_a_transaction_that_hangs_loses_its_locks(
     database: Database, monkeypatch: pytest.MonkeyPatch, shared_url: str
 ) -> None:
     """The process is stopped, or its machine is off the network, between two statements."""
-    settings = {**pool_module.SERVER_SETTINGS, "idle_in_transaction_session_timeout": "20ms"}
+    limit = "idle_in_transaction_session_timeout"
+    assert limit in pool_module.SERVER_SETTINGS
+    settings = {**pool_module.SERVER_SETTINGS, limit: "20ms"}
     monkeypatch.setattr(pool_module, "SERVER_SETTINGS", settings)
     hanging = await Database.connect(shared_url, size=1)
 
