@@ -45,9 +45,9 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Slow campaigns; `make test` holds a short deterministic slice of them.
+# Slow campaigns, with the score of the fault matrix; `make test` holds a short deterministic slice.
 faults: install
-	$(BIN)/pytest -m slow --timeout 1800 $(ARGS)
+	$(BIN)/pytest -m "slow or fault" --timeout 1800 --score docs/reliability-score.md $(ARGS)
 
 # Pins every dependency by hash. Never records where packages were downloaded from.
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
