@@ -164,6 +164,12 @@ async def _reopen(connection: Connection, job: JobId) -> None:
         " WHERE job_id = $1 AND status = 'credited'",
         job,
     )
+    # Nothing was delivered for what was lost before.
+    await connection.execute(
+        "UPDATE losses SET made_good_at = clock_timestamp()"
+        " WHERE job_id = $1 AND made_good_at IS NULL",
+        job,
+    )
 
 
 async def _reopen_given_up(connection: Connection, limit: int) -> list[str]:
@@ -182,11 +188,6 @@ async def _reopen_given_up(connection: Connection, limit: int) -> list[str]:
                     row["attempt_id"],
                 )
                 await _reopen(connection, row["id"])
-                await connection.execute(
-                    "UPDATE losses SET made_good_at = clock_timestamp()"
-                    " WHERE job_id = $1 AND made_good_at IS NULL",
-                    row["id"],
-                )
         except _HOST_REFUSES:
             continue
         reopened.append(row["job_uuid"])

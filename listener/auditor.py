@@ -34,6 +34,8 @@ from oncepaid.metrics import Metrics
 
 log = structlog.get_logger()
 
+AUDIT_S: Final = 300.0
+"""How often the stage looks."""
 ALL_CHECKPOINTS: Final = 1_000_000
 CHECKPOINTS_A_STEP: Final = 100
 MAX_WINDOW_BLOCKS: Final = 5_000

@@ -6,10 +6,10 @@ from typing import Final, Protocol
 
 from listener.arbiter import Arbiter
 from listener.comparison import compare
-from listener.decode import Json, decode_transfer, topic_of_address
+from listener.decode import Json, decode_header, decode_transfer, topic_of_address
 from listener.follower import FetchRange, Span, on_refused, on_served
-from listener.ranges import RangeMoved, RangeReader, Watch
-from listener.rpc import Call, Caller, ChainReader, Endpoint, HttpRpc
+from listener.ranges import RangeReader, Watch
+from listener.rpc import Call, Caller, ChainReader, Endpoint, HttpRpc, header_call
 from oncepaid.domain.auditing import Altered, Balance, CursorFacts, RangeFacts
 from oncepaid.domain.chain import TRANSFER_TOPIC, Address, BlockRef, TransferLog, TxHash
 from oncepaid.domain.errors import InconsistentNode, NodeBehind, RangeRefused
@@ -18,6 +18,8 @@ from oncepaid.domain.payments import PaymentId, StoredLog
 BALANCE_OF: Final = "0x70a08231"
 """The selector of `balanceOf(address)`."""
 BLOCKS_AT_ONCE: Final = 1000
+KEPT_BLOCKS: Final = 4
+"""Both ends of what an audit looks at, and of the one before."""
 
 
 class Checkpoint(Protocol):
@@ -59,6 +61,7 @@ class ChainAudit:
         self._ledger = ledger
         self._books = books
         self._watch = watch
+        self._kept: dict[BlockRef, list[int | None]] = {}
         self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
 
     @property
@@ -149,7 +152,22 @@ class ChainAudit:
         ours = self.addresses
         if ours is None:
             return None
-        # An error for a block whose state a node has pruned is no failure of the node.
+        before, after = await self._balances_at(first - 1), await self._balances_at(last)
+        came, went = Counter[Address](), Counter[Address]()
+        for facts in ranges:
+            came.update(facts.came)
+            went.update(facts.went)
+        return [
+            Balance(address=one, before=before[at], after=after[at], came=came[one], went=went[one])
+            for at, one in enumerate(ours)
+        ]
+
+    async def _balances_at(self, block: int) -> list[int | None]:
+        """Return our addresses' balances after a block; None where the node has no state of it.
+
+        A node may have pruned by the next audit what it knows now: the last blocks' are kept.
+        """
+        # An error for a pruned block is no failure of the node.
         calls = [
             Call(
                 method="eth_call",
@@ -159,20 +177,23 @@ class ChainAudit:
                 ),
                 optional=True,
             )
-            for block in (first - 1, last)
-            for one in ours
+            for one in self.addresses or ()
         ]
-        answers = [_word(answer) for answer in await self._rpc.other().call_all(calls)]
-        came, went = Counter[Address](), Counter[Address]()
-        for facts in ranges:
-            came.update(facts.came)
-            went.update(facts.went)
-        return [
-            Balance(address=one, before=before, after=after, came=came[one], went=went[one])
-            for one, before, after in zip(
-                ours, answers[: len(ours)], answers[len(ours) :], strict=True
+        header, *answers = await self._rpc.other().call_all([header_call(block), *calls])
+        found = decode_header(header)
+        values = [_word(answer) for answer in answers]
+        if found is None:
+            return values
+        values = [
+            kept if value is None else value
+            for value, kept in zip(
+                values, self._kept.get(found.ref, [None] * len(values)), strict=True
             )
         ]
+        self._kept[found.ref] = values
+        while len(self._kept) > KEPT_BLOCKS:
+            del self._kept[next(iter(self._kept))]
+        return values
 
     async def cursor(self, state: ChainState, checkpoints: int) -> CursorFacts:
         """Hold the cursor and so many of the newest checkpoints against the chain."""
@@ -200,15 +221,6 @@ class ChainAudit:
             above=await self._books.above_cursor(),
             strayed=strayed,
         )
-
-    async def check_anchor(self, anchor: BlockRef) -> None:
-        """Make sure that the chain still has a block. Raises `RangeMoved`, `NodeBehind`."""
-        asked = self._rpc.other()
-        header = await ChainReader(asked).header(anchor.number)
-        if header is None:
-            raise NodeBehind(f"{asked.label} has no block {anchor.number} yet")
-        if header.ref != anchor:
-            raise RangeMoved(f"{asked.label} has another block {anchor.number}")
 
 
 async def _hashes(asked: Caller, heights: Sequence[int]) -> dict[int, str]:

@@ -23,7 +23,7 @@ from db.pool import Database
 from db.ranges import RangeStore
 from db.reports import Reports
 from db.reversals import ReversalStore
-from listener.auditor import Audit, Auditor
+from listener.auditor import AUDIT_S, Audit, Auditor
 from listener.ranges import Watch
 from listener.rpc import ChainReader, HttpRpc
 from listener.second_look import FinalityMark, SecondLook
@@ -63,7 +63,6 @@ TEND_S: Final = 5.0
 SECOND_LOOK_S: Final = 30.0
 """With what `second_look.AFTER` adds, well under the 2 minutes that Base takes to `safe`."""
 MARK_S: Final = 30.0
-AUDIT_S: Final = 300.0
 STAGES: Final = (
     *("lead", "listen", "tend", "second_look", "mark", "match", "settle", "reverse"),
     *("generate", "leases", "finish", "sweep", "audit"),
@@ -320,9 +319,8 @@ class Stages:
         self._drive(group, "second_look", second_look.step, SECOND_LOOK_S)
         self._drive(group, "mark", mark.step, MARK_S)
         books = AuditStore(self._database, chain.chain_id)
-        audit = Audit(self._rpc, self._ranges, books, watch)
-        auditor = Auditor(audit, lead=leader, metrics=metrics)
-        self._drive(group, "audit", auditor.step, AUDIT_S)
+        audit = Auditor(Audit(self._rpc, self._ranges, books, watch), lead=leader, metrics=metrics)
+        self._drive(group, "audit", audit.step, AUDIT_S)
 
     def _build_leader(self) -> Leader:
         def changed(epoch: int | None) -> None:

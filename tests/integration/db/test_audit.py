@@ -190,15 +190,8 @@ async def test_a_credit_that_was_refunded_since(database: Database) -> None:
     assert await broken(database) == set()
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("block_hash", header(77).hash), ("log_index", 4711)],
-)
-async def test_a_log_that_counts_twice(database: Database, column: str, value: object) -> None:
-    """In two blocks; or twice at one place, where the index that forbids it is gone."""
-    _, payment = await paid(database)
-    if column == "block_hash":
-        await execute(database, "DROP INDEX payments_live_log_key")
+async def copy(database: Database, payment: PaymentId, column: str, value: object) -> None:
+    """Store a payment a second time, with one column changed."""
     columns = (
         "chain_id, tx_hash, log_index, block_number, block_hash, block_time, sender, recipient,"
         " amount_units"
@@ -209,13 +202,39 @@ async def test_a_log_that_counts_twice(database: Database, column: str, value: o
         f"INSERT INTO payments ({columns}) SELECT {chosen} FROM payments WHERE id = $1",
         *(payment, value),
     )
-    found = await violations(database)
-    if column == "log_index":
-        # Two transfers of one transaction.
-        assert found == []
-        return
-    assert [one.invariant for one in found] == [Invariant.DOUBLE_CREDIT]
-    assert f"payments {payment}, " in found[0].text
+
+
+async def test_a_log_that_counts_twice(database: Database) -> None:
+    """In two blocks, where the index that forbids it is gone."""
+    _, payment = await paid(database)
+    await execute(database, "DROP INDEX payments_live_log_key")
+    await copy(database, payment, "block_hash", header(77).hash)
+    (found,) = await violations(database)
+    assert found.invariant is Invariant.DOUBLE_CREDIT
+    assert f"payments {payment}, " in found.text
+
+
+async def test_a_transaction_in_two_blocks(database: Database) -> None:
+    """Its log has another number there, which no index forbids."""
+    _, payment = await paid(database)
+    await copy(database, payment, "log_index", 4711)
+    assert await violations(database) == [], "two transfers of one transaction are in order"
+    await execute(
+        database, "UPDATE payments SET block_hash = $1 WHERE log_index = 4711", header(77).hash
+    )
+    assert await broken(database) == {Invariant.DOUBLE_CREDIT}
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+async def test_a_hubs_own_kind_of_output(database: Database, kind: str) -> None:
+    await execute(
+        database,
+        f"ALTER TABLE jobs ALTER COLUMN output_data TYPE {kind} USING output_data::text::{kind}",
+    )
+    job, _ = await completed(database)
+    assert await broken(database) == set()
+    await execute(database, "UPDATE jobs SET output_data = '[1]' WHERE id = $1", job.id)
+    assert await broken(database) == {RESULT}
 
 
 async def test_jobs_come_in_pages(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

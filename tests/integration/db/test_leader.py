@@ -13,6 +13,8 @@ from oncepaid.domain.errors import DatabaseUnavailable
 from tests.fakes.database_proxy import start_database_proxy
 from tests.integration.db.support import CHAIN, execute, header, row
 
+pytestmark = pytest.mark.fault("F3", "F21")
+
 NewLeader = Callable[..., Leader]
 OTHER_CHAIN: Final = 84532
 

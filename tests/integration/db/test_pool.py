@@ -14,6 +14,8 @@ from oncepaid.domain.errors import DatabaseUnavailable, Retryable
 from tests.fakes.database_proxy import DatabaseProxy, start_database_proxy
 from tests.integration.db.support import execute, lock_waits, row
 
+pytestmark = pytest.mark.fault("F3", "F4", "F6")
+
 COMMAND_TIMEOUT_S: Final = 0.1
 PROMPTLY_S: Final = 2.0
 """Far below all limits that are not the one under test, and with room for a slow machine."""

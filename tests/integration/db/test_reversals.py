@@ -33,6 +33,8 @@ from tests.integration.db.support import (
     standing,
 )
 
+pytestmark = pytest.mark.fault("F16")
+
 PRICE = 1_000_000
 LIMIT = 100
 
@@ -227,6 +229,27 @@ async def test_work_that_ends_without_a_result_is_given_up(
     assert await row(database, "SELECT made_good_at IS NULL AS is_open FROM losses") == {
         "is_open": False
     }
+
+
+async def test_a_job_that_loses_its_money_in_two_steps_leaves_no_loss_behind(
+    database: Database, reversals: ReversalStore
+) -> None:
+    """Half of it while a call is under way, the rest when that was given back."""
+    job = await add_job(database, price="2")
+    first, second = await credit(database, job, PRICE, PRICE)
+    claimed = await claim_one(database)
+    await orphan(database, first)
+    assert [r.reversal for r in (await reversals.reverse_orphaned(reverse, LIMIT)).reversed] == [
+        LOSE
+    ]
+    await JobStore(database).release([claimed.attempt])
+    await orphan(database, second)
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert [each.reversal for each in done.reversed] == [REOPEN]
+    assert (await state(database, job))["status"] == "pending"
+    assert await row(
+        database, "SELECT count(*) AS open FROM losses WHERE made_good_at IS NULL"
+    ) == {"open": 0}
 
 
 async def test_a_call_under_way_goes_on(database: Database, reversals: ReversalStore) -> None:

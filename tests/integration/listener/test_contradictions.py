@@ -24,6 +24,8 @@ from tests.integration.listener.rig import (
     units_of,
 )
 
+pytestmark = pytest.mark.fault("F12", "F13")
+
 
 async def test_an_end_that_changes_between_two_looks(
     chain: Chain, node: FakeNode, ear: Ear

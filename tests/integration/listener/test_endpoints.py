@@ -21,6 +21,8 @@ from tests.fakes.node import FakeNode
 from tests.fakes.refusals import BUSY, RANGE_REFUSALS, Page, Refusal
 from tests.integration.listener.hand_clock import HandClock, client_of
 
+pytestmark = pytest.mark.fault("F13", "F18")
+
 BROKEN: Final = Page(status=502, body="<h1>Bad gateway</h1>")
 HEAD: Final = hex(1010)
 VERIFY: Final = {"eth_chainId": 1, "eth_getCode": 1, "eth_getBlockByNumber": 1}

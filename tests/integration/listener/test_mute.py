@@ -24,6 +24,8 @@ from tests.integration.listener.sockets import (
     subscribed,
 )
 
+pytestmark = pytest.mark.fault("F9")
+
 
 @pytest.fixture
 def wakes() -> Wakes:

@@ -13,6 +13,8 @@ from tests.fakes.blocks import CHAIN_ID, Chain, pay
 from tests.fakes.node import FakeNode
 from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear, rpc_for, units_of
 
+pytestmark = pytest.mark.fault("F15")
+
 
 async def live(ear: Ear) -> list[int]:
     """Return the amounts of the payments that count."""

@@ -17,6 +17,8 @@ from tests.fakes.node import FakeNode
 from tests.fakes.refusals import Page, Spoil
 from tests.integration.listener.hand_clock import HandClock, client_of
 
+pytestmark = pytest.mark.fault("F13")
+
 BROKEN: Final = Page(status=502, body="<h1>Bad gateway</h1>")
 TEND_S: Final = 5.0
 MINUTES_S: Final = 600.0

@@ -25,6 +25,8 @@ from tests.fakes.refusals import BATCH_REFUSALS, BUSY, RANGE_REFUSALS, Page, Ref
 from tests.integration.listener.hand_clock import HandClock, client_of
 from tests.integration.listener.rig import rpc_for
 
+pytestmark = pytest.mark.fault("F13", "F14")
+
 WAIT_S: Final = 10.0
 SPOILS: Final[dict[str, Page | Spoil]] = {
     "HTML 502": Page(status=502, body="<h1>Bad gateway</h1>"),

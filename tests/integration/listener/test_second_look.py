@@ -20,6 +20,8 @@ from tests.fakes.twists import changed_logs
 from tests.integration.listener.rig import MEMO, PAYER, SHOP, STRANGER, Ear, memos_of, rpc_for
 from tests.integration.listener.test_reorgs import live, orphaned, samples
 
+pytestmark = pytest.mark.fault("F13")
+
 NOW = timedelta(0)
 
 

@@ -22,6 +22,8 @@ from tests.fakes.refusals import SocketEnd
 from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear, units_of
 from tests.integration.listener.sockets import FILTER, QUICK, WAIT_S, Wakes, ref, subscribed
 
+pytestmark = pytest.mark.fault("F8", "F10")
+
 Break = Callable[[FakeNode], Awaitable[None]]
 
 

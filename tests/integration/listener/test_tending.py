@@ -16,6 +16,8 @@ from tests.fakes.node import FakeNode
 from tests.fakes.refusals import Page, Spoil
 from tests.integration.listener.hand_clock import HandClock, client_of
 
+pytestmark = pytest.mark.fault("F11", "F12")
+
 BROKEN: Final = Page(status=502, body="<h1>Bad gateway</h1>")
 TICK_S: Final = 5.0
 WAIT_S: Final = 8.0

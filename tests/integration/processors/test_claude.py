@@ -32,6 +32,8 @@ from tests.fakes.claude_server import (
 from tests.fakes.loopback import LOOPBACK, unused_port
 from tests.integration.processors.rig import API_KEY, SERVICE, quick
 
+pytestmark = pytest.mark.fault("F20")
+
 GOOD: Final = {"ok": True}
 FENCED: Final = "Here it is:\n```json\n" + json.dumps(GOOD) + "\n```\nBye."
 

@@ -37,6 +37,8 @@ from tests.integration.processors.rig import (
     outcomes_of,
 )
 
+pytestmark = pytest.mark.fault("F20")
+
 GOOD: Final = {"ok": True}
 EVENTS: Final = ("ai_processing_start", "ai_processing_complete", "ai_processing_error")
 

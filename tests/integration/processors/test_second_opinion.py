@@ -23,6 +23,8 @@ from tests.fakes.blocks import CHAIN_ID, TOKEN, Chain, pay
 from tests.fakes.node import FakeNode, start_node
 from tests.integration.listener.rig import PAYER, SHOP, Ear
 
+pytestmark = pytest.mark.fault("F13")
+
 LARGE = 100
 
 

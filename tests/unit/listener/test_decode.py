@@ -31,6 +31,8 @@ from oncepaid.domain.errors import InconsistentNode
 from oncepaid.domain.money import MAX_UNITS
 from tests.unit.samples import PAYER, SHOP, USDC, recorded_receipts, sepolia_receipt
 
+pytestmark = pytest.mark.fault("F22")
+
 BLOCK_HASH = "0x" + "0b" * 32
 TX_HASH = "0x" + "0c" * 32
 TOO_DEEP = orjson.loads("[" * 1000 + "]" * 1000)

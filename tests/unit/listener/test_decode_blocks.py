@@ -18,6 +18,8 @@ from listener.decode import (
 from oncepaid.domain.errors import InconsistentNode
 from tests.unit.samples import PAYER, USDC
 
+pytestmark = pytest.mark.fault("F22")
+
 BLOCK_HASH = "0x" + "0b" * 32
 TX_HASH = "0x" + "0c" * 32
 TOO_DEEP = orjson.loads("[" * 1000 + "]" * 1000)
