@@ -3,12 +3,13 @@
 import platform
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from devchain.processes import LOOPBACK, Child, DevToolError, node_file, start_child
+from devchain.rpc import Rpc
 
 BASE_CHAIN_ID = 8453
 MNEMONIC = "test test test test test test test test test test test junk"
@@ -78,6 +79,37 @@ async def start_anvil(
     stop_signal = signal.SIGTERM if state_file else signal.SIGKILL
     async with start_child(argv, ready=_LISTENING, stop_signal=stop_signal) as child:
         yield Anvil(port=int(child.ready[1]), chain_id=chain_id, child=child)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A transaction of a fork: signed bytes (0x-hex) or its fields, in the fork's `block`-th one.
+
+    The lowest block of a fork is number 0. Those of one block are mined in their order.
+    """
+
+    transaction: str | Mapping[str, str]
+    block: int = 0
+
+
+async def mine(rpc: Rpc, count: int, *, seconds_later: int | None = None) -> None:
+    """Mine so many blocks at once, the first one `seconds_later` by the chain's time."""
+    if seconds_later is not None:
+        await rpc.call("evm_increaseTime", seconds_later)
+    await rpc.call("anvil_mine", hex(count))
+
+
+async def reorg(rpc: Rpc, depth: int, placed: Sequence[Placed] = ()) -> None:
+    """Replace the last `depth` blocks by as many, which hold these transactions and no others.
+
+    The node sends no `removed` logs for it (anvil 1.7.1). Empty blocks for empty ones are the same.
+    """
+    await rpc.call("anvil_reorg", depth, [[one.transaction, one.block] for one in placed])
+
+
+async def roll_back(rpc: Rpc, depth: int) -> None:
+    """Take the last `depth` blocks away; their transactions are forgotten."""
+    await rpc.call("anvil_rollback", depth)
 
 
 def _argv(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import aiohttp
 
@@ -44,12 +44,30 @@ def config_of(stack: Stack, database_url: str, **overrides: Mapping[str, object]
     )
 
 
+class Process(Protocol):
+    """What is asked of a daemon's process, however it was started."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    @property
+    def stdout(self) -> asyncio.StreamReader | None: ...
+    def send_signal(self, signal: int) -> None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int: ...
+
+
 @dataclass(kw_only=True)
 class Daemon:
-    """A running `oncepaid run`. `events` are its parsed log lines, in order."""
+    """A running `oncepaid run`. `events` are its parsed log lines, in order.
 
-    process: asyncio.subprocess.Process
+    `hear` is called after each of them.
+    """
+
+    process: Process
     config: Path
+    hear: Callable[[], None] = lambda: None
     events: list[Event] = field(default_factory=list)
     other_output: list[str] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -130,6 +148,7 @@ class Daemon:
                 else:
                     self.other_output.append(line.decode(errors="replace").rstrip())
                 self._changed.notify_all()
+            self.hear()
         await self.process.wait()
         async with self._changed:
             self._changed.notify_all()
@@ -162,11 +181,17 @@ async def start_daemon(
     """
     path = folder / "oncepaid.toml"
     path.write_text(config)
-    daemon = await Daemon.spawn(path, *arguments, env=env or {})
-    reader = asyncio.create_task(daemon._read(), name="devchain.daemon")
-    try:
+    async with follow(await Daemon.spawn(path, *arguments, env=env or {})) as daemon:
         if wait_for is not None:
             await daemon.wait_for(wait_for, timeout_s=START_TIMEOUT_S)
+        yield daemon
+
+
+@asynccontextmanager
+async def follow(daemon: Daemon) -> AsyncIterator[Daemon]:
+    """Read a started daemon's log lines until the block ends, then kill it."""
+    reader = asyncio.create_task(daemon._read(), name="devchain.daemon")
+    try:
         yield daemon
     finally:
         if daemon.process.returncode is None:

@@ -1,91 +1,158 @@
-"""Kills at random moments, under load, on real parts: nothing is lost and nothing doubled."""
+"""Kills at random moments, under load and reorganisations: nothing is lost and nothing doubled."""
 
 import asyncio
 import random
-import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from devchain.wallet import Payment
-from tests.acceptance.conftest import World, world
+from devchain.anvil import reorg
+from devchain.daemon import Daemon
+from devchain.processes import DevToolError
+from devchain.stack import start_stack
+from tests.fakes.claude_server import start_claude_server
+from tests.faults.cast import Cast, Job
+from tests.faults.forking import Zygote, zygote
+from tests.faults.soundness import assert_at_rest
 
-__all__ = ["world"]
+__all__ = ["zygote"]
 
-KILLS = 20
-PAYMENTS_A_ROUND = 25
 SEED = 20261123
+PAYMENTS_AT_ONCE = 4
+REORG_EVERY = 12
+MAX_DEPTH = 6
+CHECK_EVERY = 10
+LONGEST_LIFE_S = 1.5
+EVENTS = (
+    *("payment.seen", "payment.credited", "ai_processing_start", "ai_processing_complete"),
+    *("payment.orphaned", "chain.reorg", "leader.taken", "daemon.ready"),
+)
+
+
+@dataclass(kw_only=True)
+class Customers:
+    """They pay one job after the other, and pay again what a reorganisation took from them."""
+
+    cast: Cast
+    chance: random.Random
+    jobs: int = 0
+    reorgs: int = 0
+    still: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who wants no block to be mined."""
+    _paid: list[tuple[int, Job]] = field(default_factory=list)
+
+    async def pay_for_ever(self) -> None:
+        while True:
+            async with self.still:
+                for job in await self.cast.insert_jobs(PAYMENTS_AT_ONCE):
+                    await self._pay(job)
+                    self.jobs += 1
+                if self.chance.randrange(REORG_EVERY) == 0:
+                    await self._reorg(self.chance.randint(1, MAX_DEPTH))
+            # Half of the time nothing happens: a daemon must also catch up.
+            await asyncio.sleep(self.chance.uniform(0, 0.4))
+
+    async def _pay(self, job: Job) -> None:
+        tx_hash = await self.cast.pay(job)
+        receipt = await self.cast.stack.rpc.receipt(tx_hash)
+        self._paid = [*self._paid[-2 * MAX_DEPTH :], (int(receipt["blockNumber"], 16), job)]
+
+    async def _reorg(self, depth: int) -> None:
+        """With the same nonces, payments made again in their order are the same transactions."""
+        head = int(await self.cast.stack.rpc.call("eth_blockNumber"), 16)
+        gone = [job for number, job in self._paid if number > head - depth]
+        self._paid = [(number, job) for number, job in self._paid if number <= head - depth]
+        await reorg(self.cast.stack.rpc, depth)
+        self.reorgs += 1
+        if self.chance.random() < 0.5:
+            self.chance.shuffle(gone)
+        for job in gone:
+            await self._pay(job)
+
+
+@asynccontextmanager
+async def _paying(customers: Customers) -> AsyncIterator[None]:
+    paying = asyncio.create_task(customers.pay_for_ever(), name="customers")
+    try:
+        yield
+    finally:
+        async with customers.still:
+            paying.cancel()
+        with suppress(asyncio.CancelledError):
+            await paying
+
+
+async def _some_moment(daemon: Daemon, chance: random.Random) -> str:
+    """Wait for a random moment of a daemon's life; returns which it was."""
+    if chance.random() < 0.5:
+        event = chance.choice(EVENTS)
+        try:
+            await daemon.wait_for(event, count=chance.randint(1, 3), timeout_s=LONGEST_LIFE_S)
+        except DevToolError:
+            event = f"no {event}"
+        delay_s = chance.choice([0.0, chance.uniform(0, 0.05)])
+    else:
+        event, delay_s = "its start", chance.uniform(0.05, LONGEST_LIFE_S)
+    await asyncio.sleep(delay_s)
+    return f"{delay_s:.3f} s after {event}"
+
+
+async def _kill_again_and_again(cast: Cast, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    customers = Customers(cast=cast, chance=random.Random(seed + 1))
+    async with cast.one_daemon(cast.request()) as daemon:
+        await daemon.wait_for("daemon.ready")
+    async with _paying(customers):
+        for number in range(kills):
+            async with cast.one_daemon(cast.request()) as daemon:
+                moment = f"kill {number} {await _some_moment(daemon, chance)}"
+                assert daemon.process.returncode is None, (moment, daemon.other_output)
+                daemon.process.kill()
+            if number % CHECK_EVERY == CHECK_EVERY - 1:
+                async with customers.still:
+                    await cast.assert_sound(moment)
+                await cast.end_leases()
+    await cast.end_leases()
+    print(f"seed {seed}: {kills} kills, {customers.jobs} jobs, {customers.reorgs} reorgs")
+    async with cast.one_daemon(cast.request()) as daemon:
+        await daemon.wait_for("daemon.ready")
+        await cast.until_head()
+        await cast.until_rest()
+        assert await daemon.stop() == 0
+    await assert_at_rest(cast.sql)
+    await cast.assert_sound("the end")
+    states = await cast.sql.fetch(
+        "SELECT status, is_unbacked, count(*) FROM jobs GROUP BY status, is_unbacked"
+    )
+    assert [tuple(row) for row in states] == [("completed", False, customers.jobs)]
+
+
+@asynccontextmanager
+async def _cast(zygote: Zygote, url: str, folder: Path) -> AsyncIterator[Cast]:
+    async with (
+        start_stack() as stack,
+        start_claude_server() as claude,
+        Cast(zygote, stack, claude, url, folder).alone() as cast,
+    ):
+        yield cast
+
+
+@pytest.mark.fault("F1")
+async def test_some_kills(zygote: Zygote, migrated_url: str, tmp_path: Path) -> None:
+    """A slice."""
+    async with _cast(zygote, migrated_url, tmp_path) as cast:
+        await _kill_again_and_again(cast, 5, SEED)
 
 
 @pytest.mark.slow
-async def test_random_kills_under_load(world: World) -> None:
-    """Each round pays jobs, kills the daemon somewhere in the middle, and starts it again."""
-    chance = random.Random(SEED)
-    print(f"seed {SEED}")
-    await world.first_start_done()
-    for number in range(KILLS):
-        jobs = await world.insert_jobs(PAYMENTS_A_ROUND)
-        payments = [
-            Payment(to=world.stack.merchant, units=job.price_units, tail=job.envelope)
-            for job in jobs
-        ]
-        async with world.daemon() as daemon:
-            paying = asyncio.create_task(world.stack.payers[0].send_many(payments, per_block=3))
-            event = chance.choice(["payment.seen", "payment.credited", "ai_processing_start"])
-            await daemon.wait_for(event, count=chance.randint(1, 5))
-            await daemon.stop(signal.SIGKILL)
-            await paying
-        await assert_sound(world, f"kill {number} after {event}")
-    # A killed worker's lease runs on the database's clock: move the leases, not the clock.
-    await world.sql.execute("UPDATE jobs SET lease_until = now() WHERE lease_until > now()")
-    async with world.daemon() as daemon:
-        await daemon.wait_until(
-            lambda _: sum(e["event"] == "job.completed" for e in daemon.events) > 0,
-            what="the rest finished",
-        )
-        await until_all_are_done(world)
-    await assert_sound(world, "the end")
-    statuses = await world.sql.fetch("SELECT status, count(*) FROM jobs GROUP BY status")
-    assert [tuple(row) for row in statuses] == [("completed", KILLS * PAYMENTS_A_ROUND)]
-
-
-async def until_all_are_done(world: World) -> None:
-    """Wait until no job is left to do; the rows are the only signal that survives kills."""
-    async with asyncio.timeout(120):
-        while await world.sql.fetchval("SELECT count(*) FROM jobs WHERE status <> 'completed'"):
-            await asyncio.to_thread(lambda: None)
-
-
-async def assert_sound(world: World, moment: str) -> None:
-    """The invariants that can be seen in the tables and on the chain at any time."""
-    cursor = await world.sql.fetchval("SELECT block_number FROM chain_cursor")
-    query = {
-        "address": world.stack.usdc.address,
-        "fromBlock": "0x0",
-        "toBlock": hex(cursor),
-        "topics": [None, None, "0x" + "0" * 24 + world.stack.merchant[2:].lower()],
-    }
-    logs = await world.stack.rpc.call("eth_getLogs", query)
-    on_chain = {(log["transactionHash"], int(log["logIndex"], 16)) for log in logs}
-    rows = await world.sql.fetch("SELECT tx_hash, log_index FROM payments")
-    assert {(row["tx_hash"], row["log_index"]) for row in rows} == on_chain, moment
-    assert len(rows) == len(on_chain), moment
-    doubled = await world.sql.fetchval(
-        """
-        SELECT count(*) FROM (SELECT job_id FROM payments WHERE status = 'credited'
-                               GROUP BY job_id HAVING count(*) > 1) AS twice
-        """
-    )
-    unpaid = await world.sql.fetchval(
-        """
-        SELECT count(*) FROM jobs j WHERE status <> 'pending' AND NOT EXISTS (
-            SELECT FROM payments p WHERE p.job_id = j.id AND p.status = 'credited')
-        """
-    )
-    without_row = await world.sql.fetchval(
-        """
-        SELECT count(*) FROM jobs j WHERE status = 'completed' AND 1 <> (
-            SELECT count(*) FROM generation_attempts a
-             WHERE a.job_id = j.id AND a.outcome = 'succeeded')
-        """
-    )
-    assert (doubled, unpaid, without_row) == (0, 0, 0), moment
+@pytest.mark.fault("F1")
+@pytest.mark.parametrize("seed", [SEED + 100, SEED + 200])
+async def test_random_kills_under_load(
+    zygote: Zygote, migrated_url: str, tmp_path: Path, seed: int
+) -> None:
+    """The campaign: 2 x 110 kills."""
+    async with _cast(zygote, migrated_url, tmp_path) as cast:
+        await _kill_again_and_again(cast, 110, seed)

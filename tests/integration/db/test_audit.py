@@ -204,12 +204,12 @@ async def copy(database: Database, payment: PaymentId, column: str, value: objec
     )
 
 
-async def test_a_log_that_counts_twice(database: Database) -> None:
+async def test_a_log_that_counts_twice(own_database: Database) -> None:
     """In two blocks, where the index that forbids it is gone."""
-    _, payment = await paid(database)
-    await execute(database, "DROP INDEX payments_live_log_key")
-    await copy(database, payment, "block_hash", header(77).hash)
-    (found,) = await violations(database)
+    _, payment = await paid(own_database)
+    await execute(own_database, "DROP INDEX payments_live_log_key")
+    await copy(own_database, payment, "block_hash", header(77).hash)
+    (found,) = await violations(own_database)
     assert found.invariant is Invariant.DOUBLE_CREDIT
     assert f"payments {payment}, " in found.text
 
@@ -226,15 +226,15 @@ async def test_a_transaction_in_two_blocks(database: Database) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-async def test_a_hubs_own_kind_of_output(database: Database, kind: str) -> None:
+async def test_a_hubs_own_kind_of_output(own_database: Database, kind: str) -> None:
     await execute(
-        database,
+        own_database,
         f"ALTER TABLE jobs ALTER COLUMN output_data TYPE {kind} USING output_data::text::{kind}",
     )
-    job, _ = await completed(database)
-    assert await broken(database) == set()
-    await execute(database, "UPDATE jobs SET output_data = '[1]' WHERE id = $1", job.id)
-    assert await broken(database) == {RESULT}
+    job, _ = await completed(own_database)
+    assert await broken(own_database) == set()
+    await execute(own_database, "UPDATE jobs SET output_data = '[1]' WHERE id = $1", job.id)
+    assert await broken(own_database) == {RESULT}
 
 
 async def test_jobs_come_in_pages(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
