@@ -3,21 +3,18 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from db.audit import AuditStore
 from db.cursor import CursorStore
-from db.embedded import PREFIX, EmbeddedPostgres
 from db.jobs import JobStore
 from db.leader import STANDBY_S, Leader
-from db.migrate import migrate
 from db.payments import PaymentStore
 from db.pool import Database
 from db.ranges import RangeStore
@@ -37,13 +34,15 @@ from oncepaid.domain.finality import FinalityAges, Tier, by_age
 from oncepaid.domain.generation import Budget
 from oncepaid.domain.matching import MatchingRules
 from oncepaid.domain.money import parse_usdc
+from oncepaid.domain.payments import ObservedPayment
 from oncepaid.domain.pricing import Price
 from oncepaid.gauges import refresh_gauges
 from oncepaid.health import Health
 from oncepaid.http import build_app, serve
 from oncepaid.loops import PERMANENT_RETRY_S, Bell, Driver
-from oncepaid.metrics import Metrics
-from oncepaid.offers import build_services, publish_offers, with_names
+from oncepaid.metrics import Metrics, process_registry
+from oncepaid.offers import build_services, with_names
+from oncepaid.opening import open_database, prepare_database
 from oncepaid.settings import Settings
 from processors.claude import Claude
 from processors.finisher import Finisher
@@ -68,6 +67,8 @@ STAGES: Final = (
     *("generate", "leases", "finish", "sweep", "audit"),
 )
 LAG_CHECK_S: Final = 1.0
+CHAIN_FIRST_S: Final = 10.0
+"""How long work waits for a first look at the chain; a node that is away holds it up no longer."""
 
 
 class Role(StrEnum):
@@ -85,7 +86,7 @@ async def run_daemon(settings: Settings, role: Role) -> None:
     for model in {service.model for service in services.values()} - set(settings.claude.prices):
         log.warning("claude.model_without_price", model=model, assumed="the dearest")
     async with AsyncExitStack() as stack:
-        metrics = Metrics(_registry())
+        metrics = Metrics(process_registry())
         health = Health(("database", "node"))
         driver = Driver(health)
         reports: list[Reports] = []
@@ -101,7 +102,7 @@ async def run_daemon(settings: Settings, role: Role) -> None:
         )
         log.info("daemon.starting", version=__version__, role=role, http_port=port)
         database = await open_database(stack, settings, driver)
-        await driver.until_done("database", lambda: _prepare(database, settings, services))
+        await driver.until_done("database", lambda: prepare_database(database, settings, services))
         health.started("database")
         metrics.db_pool_in_use.set_function(lambda: database.in_use)
         reports.append(Reports(database))
@@ -133,33 +134,6 @@ def _require(settings: Settings, role: Role) -> None:
         raise BadSetting("chain.recipients", "is missing: the addresses that customers pay to")
     if role in (Role.WORKER, Role.ALL) and settings.claude.api_key is None:
         raise BadSetting("claude.api_key", "is missing (or the credential anthropic_api_key)")
-
-
-def _registry() -> CollectorRegistry:
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    return registry
-
-
-async def open_database(stack: AsyncExitStack, settings: Settings, driver: Driver) -> Database:
-    """Open the pool, waiting for a server that is away; closed with the stack."""
-    url = settings.database.url.get_secret_value()
-    if url.startswith(PREFIX):
-        embedded = EmbeddedPostgres(url)
-        stack.push_async_callback(asyncio.to_thread, embedded.close)
-        url = await driver.until_done("database", lambda: asyncio.to_thread(embedded.start))
-    database = await driver.until_done(
-        "database", lambda: Database.connect(url, size=settings.database.pool_size)
-    )
-    stack.push_async_callback(database.close)
-    return database
-
-
-async def _prepare(database: Database, settings: Settings, services: dict[str, Service]) -> None:
-    for name in await migrate(database):
-        log.info("database.migrated", migration=name)
-    await publish_offers(database, settings, services)
 
 
 async def _watch_lag(metrics: Metrics) -> None:
@@ -195,6 +169,7 @@ class Stages:
         self._cursor = CursorStore(database, settings.chain.chain_id)
         self._bells = {name: Bell() for name in STAGES}
         self._hear: Callable[[BlockRef | None], None] = lambda _: None
+        self._chain_seen = asyncio.Event()
 
     async def start_work(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
         """Start what needs no node: matching, generating, finishing, sweeping.
@@ -231,10 +206,20 @@ class Stages:
         reverser = Reverser(self._reversals, announce=self._ring("match", "settle"))
         self._drive(group, "match", matcher.step, WORK_POLL_S)
         self._drive(group, "reverse", reverser.step, WORK_POLL_S)
-        self._drive(group, "generate", generator.step, WORK_POLL_S)
+        group.create_task(self._generate(generator), name="generate")
         self._drive(group, "finish", finisher.step, WORK_POLL_S)
         self._drive(group, "leases", generator.keep_leases, HEARTBEAT_S)
         self._drive(group, "sweep", self._sweep, SWEEP_S)
+
+    async def _generate(self, generator: Generator) -> None:
+        # The chain may have been reorganised while nobody looked: money that is gone must not be
+        # worked for.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CHAIN_FIRST_S):
+                await self._chain_seen.wait()
+        await self._driver.drive(
+            "generate", generator.step, bell=self._bells["generate"], poll_s=WORK_POLL_S
+        )
 
     async def start_chain(
         self, group: asyncio.TaskGroup, stack: AsyncExitStack, role: Role
@@ -248,6 +233,8 @@ class Stages:
             self._start_settling(group)
         if role in (Role.LISTENER, Role.ALL):
             await self._start_listening(group, stack)
+        else:
+            self._chain_seen.set()
 
     def _start_settling(self, group: asyncio.TaskGroup) -> None:
         confirmation = self._settings.confirmation
@@ -296,6 +283,11 @@ class Stages:
         )
         subscription = self._build_subscription(watch)
         announce = self._ring("match", "reverse")
+
+        def read(head: BlockRef, payments: Sequence[ObservedPayment]) -> None:
+            self._chain_seen.set()
+            subscription.reconciled(head, payments)
+
         listener = Listener(
             self._rpc,
             self._cursor,
@@ -303,11 +295,13 @@ class Stages:
             lead=leader,
             watch=watch,
             announce=announce,
-            on_read=subscription.reconciled,
+            on_read=read,
             metrics=metrics,
         )
         self._hear = listener.hear
         await self._driver.until_done("cursor", listener.prepare)
+        if leader.epoch is None:
+            self._chain_seen.set()  # another daemon looks
         self._drive(group, "listen", listener.step, chain.poll_interval_s)
         if chain.ws_urls:
             group.create_task(subscription.run(), name="subscription")

@@ -2,7 +2,15 @@
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from oncepaid import __version__
 
@@ -15,6 +23,14 @@ _STAGE_BUCKETS: Final = (
 _RPC_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REORG_BUCKETS: Final = (1, 2, 3, 5, 10, 25, 50, 100, 600, 6000)
 _PAID_TO_RESULT_BUCKETS: Final = (1, 2, 5, 10, 15, 20, 30, 45, 60, 120, 180, 300, 600, 1800, 3600)
+
+
+def process_registry() -> CollectorRegistry:
+    """Return a registry that tells of this process, too."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
 
 
 class Metrics:

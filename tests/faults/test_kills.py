@@ -22,10 +22,13 @@ __all__ = ["zygote"]
 
 SEED = 20261123
 PAYMENTS_AT_ONCE = 4
+MOST_UNFINISHED = 80
+"""A chain that runs away from a slow machine shows nothing more."""
 REORG_EVERY = 12
 MAX_DEPTH = 6
 CHECK_EVERY = 10
 LONGEST_LIFE_S = 1.5
+EVENT_TIMEOUT_S = 2.0
 EVENTS = (
     *("payment.seen", "payment.credited", "ai_processing_start", "ai_processing_complete"),
     *("payment.orphaned", "chain.reorg", "leader.taken", "daemon.ready"),
@@ -47,13 +50,19 @@ class Customers:
     async def pay_for_ever(self) -> None:
         while True:
             async with self.still:
-                for job in await self.cast.insert_jobs(PAYMENTS_AT_ONCE):
+                is_crowded = await self._unfinished() > MOST_UNFINISHED
+                count = 0 if is_crowded else PAYMENTS_AT_ONCE
+                for job in await self.cast.insert_jobs(count):
                     await self._pay(job)
                     self.jobs += 1
                 if self.chance.randrange(REORG_EVERY) == 0:
                     await self._reorg(self.chance.randint(1, MAX_DEPTH))
             # Half of the time nothing happens: a daemon must also catch up.
             await asyncio.sleep(self.chance.uniform(0, 0.4))
+
+    async def _unfinished(self) -> int:
+        query = "SELECT count(*) FROM jobs WHERE status <> 'completed'"
+        return int(await self.cast.sql.fetchval(query))
 
     async def _pay(self, job: Job) -> None:
         tx_hash = await self.cast.pay(job)
@@ -87,15 +96,18 @@ async def _paying(customers: Customers) -> AsyncIterator[None]:
 
 async def _some_moment(daemon: Daemon, chance: random.Random) -> str:
     """Wait for a random moment of a daemon's life; returns which it was."""
-    if chance.random() < 0.5:
-        event = chance.choice(EVENTS)
-        try:
-            await daemon.wait_for(event, count=chance.randint(1, 3), timeout_s=LONGEST_LIFE_S)
-        except DevToolError:
-            event = f"no {event}"
-        delay_s = chance.choice([0.0, chance.uniform(0, 0.05)])
-    else:
-        event, delay_s = "its start", chance.uniform(0.05, LONGEST_LIFE_S)
+    match chance.choice(["event", "event", "starting", "process"]):
+        case "event":
+            event, delay_s = chance.choice(EVENTS), chance.choice([0.0, chance.uniform(0, 0.05)])
+            try:
+                await daemon.wait_for(event, count=chance.randint(1, 3), timeout_s=EVENT_TIMEOUT_S)
+            except DevToolError:  # there may be no other, without a payment
+                event = f"no {event}"
+        case "starting":
+            event, delay_s = "daemon.starting", chance.uniform(0.05, LONGEST_LIFE_S)
+            await daemon.wait_for(event)
+        case _:
+            event, delay_s = "its start", chance.uniform(0.05, LONGEST_LIFE_S)
     await asyncio.sleep(delay_s)
     return f"{delay_s:.3f} s after {event}"
 
