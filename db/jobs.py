@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import asyncpg
 
-from db.pool import Connection, Database
+from db.pool import HOST_REFUSES, Connection, Database
 from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.generation import (
     AnsweredJob,
@@ -23,13 +23,6 @@ from oncepaid.domain.generation import (
 )
 from oncepaid.domain.jobs import MAX_INPUT_BYTES, AttemptId, ClaimedJob, JobId
 from oncepaid.domain.text import storable_text
-
-# Constraints (23), data (22) and RAISE in a trigger (P0): a host's word about one row of its own.
-_HOST_REFUSES: Final = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    asyncpg.PLPGSQLError,
-)
 
 Decide = Callable[[AnsweredJob], Verdict]
 
@@ -222,7 +215,7 @@ class JobStore:
                 try:
                     async with connection.transaction():
                         is_written = await _write_verdict(connection, job, verdict, delay)
-                except _HOST_REFUSES as exc:
+                except HOST_REFUSES as exc:
                     refused.append(RefusedJob(job=job, problem=str(exc)))
                     continue
                 if is_written:
@@ -248,10 +241,13 @@ class JobStore:
         async with self._database.connection() as connection:
             status: str = await connection.execute(
                 """
-                UPDATE jobs SET amount_is_held = false
-                  FROM chain_cursor c
-                 WHERE c.chain_id = $1 AND amount_is_held
-                   AND expires_at + $2::interval + $3::interval < least(c.block_time, now())
+                WITH free AS (
+                    SELECT jobs.id FROM jobs, chain_cursor c
+                     WHERE c.chain_id = $1 AND amount_is_held
+                       AND expires_at + $2::interval + $3::interval < least(c.block_time, now())
+                     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
+                )
+                UPDATE jobs SET amount_is_held = false FROM free WHERE jobs.id = free.id
                 """,
                 chain_id,
                 grace,

@@ -25,7 +25,6 @@ from db.pool import PARTING_ERRORS, break_off, open_connection, translated_error
 
 log = structlog.get_logger()
 
-RENEW_S: Final = 2.0
 STANDBY_S: Final = 1.0
 LEASE: Final = timedelta(seconds=6)
 """Longer than a pause between renewals with the longest statement that can still succeed."""

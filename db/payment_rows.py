@@ -131,15 +131,24 @@ UPDATE payments p
    SET status = 'orphaned', orphaned_from = gone.status, orphaned_at = clock_timestamp(),
        reversed_at = NULL
   FROM gone WHERE p.id = gone.id
-RETURNING p.id, p.tx_hash, p.amount_units, p.orphaned_from,
+RETURNING p.id, p.tx_hash, p.amount_units, p.orphaned_from, p.job_id,
           (SELECT j.job_uuid::text FROM jobs j WHERE j.id = p.job_id) AS job_uuid
 """
 
 
+_DECIDE_DUPLICATES_ANEW: Final = """
+UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
+ WHERE job_id = ANY($1::bigint[]) AND status = 'unmatched' AND reason = 'duplicate'
+"""
+
+
 async def orphan(connection: Connection, payments: Sequence[PaymentId]) -> list[OrphanedPayment]:
-    """Orphan payments whose block is gone. What that means for their jobs, the settler decides."""
+    """Orphan payments whose block is gone. What that means for their jobs, the reverser decides."""
     if not payments:
         return []
+    rows = await connection.fetch(_ORPHAN, list(payments))
+    # Who had paid a second time may pay the job now after all.
+    await connection.execute(_DECIDE_DUPLICATES_ANEW, [row["job_id"] for row in rows])
     return [
         OrphanedPayment(
             id=PaymentId(row["id"]),
@@ -148,5 +157,5 @@ async def orphan(connection: Connection, payments: Sequence[PaymentId]) -> list[
             was=PaymentStatus(row["orphaned_from"]),
             job_uuid=row["job_uuid"],
         )
-        for row in await connection.fetch(_ORPHAN, list(payments))
+        for row in rows
     ]

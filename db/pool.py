@@ -48,6 +48,13 @@ SERVER_SETTINGS: Final = {
 # prepared before a migration of somebody else.
 # 55P03 is a lock that a migration did not get in time, 25P03 a transaction that we let idle.
 _PASSING: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
+# Constraints (23), data (22) and RAISE in a trigger (P0): a host's word about one row of its own.
+HOST_REFUSES: Final = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.PLPGSQLError,
+)
+
 # Wrong password (28), no such database (3D), not allowed (42501).
 _REFUSED: Final = ("28", "3D", "42501")
 # What the server was told last has no answer, and may never get one.

@@ -73,7 +73,7 @@ SELECT {LOG_COLUMNS} FROM payments
 _REWIND = """
 UPDATE chain_cursor
    SET block_number = $4, block_hash = $5, block_time = $6, updated_at = now(),
-       checked_number = least(checked_number, $4)
+       checked_number = least(checked_number, $4), start_number = least(start_number, $4)
  WHERE chain_id = $1 AND block_number = $2 AND block_hash = $3 AND epoch = $7
 RETURNING 1
 """
@@ -257,41 +257,40 @@ class RangeStore:
         missing: Sequence[ObservedPayment],
         gone: Sequence[PaymentId],
         *,
-        epoch: int | None,
-        checked: int | None = None,
-        anchor: BlockRef | None = None,
+        epoch: int,
+        checked: int,
+        anchor: BlockRef,
     ) -> list[OrphanedPayment]:
         """Store what was missing up to block `last` and orphan what is gone, in one transaction.
 
-        `epoch` None is an operator's command, which no listener's lead guards. `checked` moves the
-        mark of what was asked twice. `anchor` is a checkpoint of the chain that was compared.
-        Raises `NotLeading`, also where the cursor is below `last` or `anchor` was rolled back.
+        `checked` moves the mark of what was asked twice. `anchor` is a checkpoint of the chain that
+        was compared. Raises `NotLeading`, also where `anchor` was rolled back.
         """
         async with self._database.transaction() as connection:
             await self._lock_cursor(connection, epoch, at_least=last)
-            if anchor is not None:
-                await self._require_checkpoint(connection, anchor)
+            await self._require_checkpoint(connection, anchor)
             orphaned = await orphan(connection, gone)
             if missing:
                 await insert_payments(connection, self._chain_id, missing)
-            if checked is not None:
-                await connection.execute(
-                    """
-                    UPDATE chain_cursor SET checked_number = greatest(checked_number, $2)
-                     WHERE chain_id = $1
-                    """,
-                    self._chain_id,
-                    checked,
-                )
+            await connection.execute(
+                """
+                UPDATE chain_cursor SET checked_number = greatest(checked_number, $2)
+                 WHERE chain_id = $1
+                """,
+                *(self._chain_id, checked),
+            )
         return orphaned
 
-    async def mark_finalized(self, block: Header, *, epoch: int) -> None:
+    async def mark_finalized(self, block: Header, *, anchor: BlockRef, epoch: int) -> None:
         """Note that a block is final, which was read and asked twice; it becomes a checkpoint.
 
-        Forgets the checkpoints below it. Nothing happens where the mark is higher already.
+        Forgets the checkpoints below it. Nothing happens where the mark is higher already. `anchor`
+        is a checkpoint on the chain that `block` was read from. Raises `NotLeading` where that was
+        rolled back.
         """
         async with self._database.transaction() as connection:
             await self._lock_cursor(connection, epoch, at_least=block.number)
+            await self._require_checkpoint(connection, anchor)
             moved = await connection.fetchval(
                 """
                 UPDATE chain_cursor SET finalized_number = $2
@@ -321,16 +320,14 @@ class RangeStore:
                 what,
             )
 
-    async def _lock_cursor(
-        self, connection: Connection, epoch: int | None, at_least: int = 0
-    ) -> None:
+    async def _lock_cursor(self, connection: Connection, epoch: int, at_least: int = 0) -> None:
         row = await connection.fetchrow(
             """
             SELECT epoch, block_number FROM chain_cursor WHERE chain_id = $1 FOR NO KEY UPDATE
             """,
             self._chain_id,
         )
-        if row is None or (epoch is not None and row["epoch"] != epoch):
+        if row is None or row["epoch"] != epoch:
             raise NotLeading("another daemon reads the chain now")
         if row["block_number"] < at_least:
             raise NotLeading(f"the cursor was taken back below block {at_least}")

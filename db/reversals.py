@@ -1,11 +1,12 @@
 """Taking back what credited payments did to their jobs once their blocks are gone."""
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Final, assert_never
 
 import asyncpg
 
-from db.pool import Connection, Database
+from db.pool import HOST_REFUSES, Connection, Database
 from oncepaid.domain.chain import TxHash
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.money import Units, units_of_price
@@ -13,6 +14,7 @@ from oncepaid.domain.payments import PaymentId
 from oncepaid.domain.reversal import (
     Covered,
     Lose,
+    RefusedReversal,
     Reopen,
     Reversal,
     ReversedCredit,
@@ -26,17 +28,36 @@ HAS_UNREVERSED: Final = """EXISTS (
        AND gone.orphaned_from = 'credited' AND gone.reversed_at IS NULL)"""
 """True of a row of `jobs` that was credited for money which left the chain since."""
 
-_UNREVERSED: Final = """
-SELECT id, job_id, tx_hash, amount_units FROM payments
- WHERE chain_id = $1 AND status = 'orphaned' AND orphaned_from = 'credited' AND reversed_at IS NULL
- ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+# Whether there is anything to do, cheaply: it is asked every second.
+_IS_NEEDED: Final = """
+SELECT EXISTS (SELECT FROM payments
+                WHERE status = 'orphaned' AND orphaned_from = 'credited' AND reversed_at IS NULL)
+    OR EXISTS (SELECT FROM jobs WHERE is_unbacked)
 """
 
+# Shared with the listener's lock, so that no range is half-way to bring a block back.
+_LOCK_CURSOR: Final = "SELECT FROM chain_cursor WHERE chain_id = $1 FOR SHARE"
+
 _LOCK_JOBS: Final = """
-SELECT id, job_uuid::text AS job_uuid, status, price_usdc::numeric AS price_usdc,
-       (SELECT coalesce(sum(p.amount_units), 0) FROM payments p
-         WHERE p.job_id = jobs.id AND p.status = 'credited') AS rest
-  FROM jobs WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+SELECT id, job_uuid::text AS job_uuid, status, price_usdc::numeric AS price_usdc
+  FROM jobs
+ WHERE id IN (SELECT job_id FROM payments
+               WHERE status = 'orphaned' AND orphaned_from = 'credited' AND reversed_at IS NULL
+                 AND chain_id = $2)
+ ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+"""
+
+# Read after the jobs are locked: nothing that changes them is under way any more.
+_UNREVERSED: Final = """
+SELECT id, job_id, tx_hash, amount_units FROM payments
+ WHERE job_id = ANY($1::bigint[]) AND status = 'orphaned' AND orphaned_from = 'credited'
+   AND reversed_at IS NULL
+ ORDER BY id FOR UPDATE
+"""
+
+_REST: Final = """
+SELECT job_id, sum(amount_units) AS units FROM payments
+ WHERE job_id = ANY($1::bigint[]) AND status = 'credited' GROUP BY job_id
 """
 
 # Work that was begun for money that is gone, and that ended without a result: nothing was lost.
@@ -53,12 +74,6 @@ UPDATE jobs SET status = 'pending', paid_at = NULL, credited_units = 0, is_unbac
  WHERE id = $1
 """
 
-_HOST_REFUSES: Final = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    asyncpg.PLPGSQLError,
-)
-
 Decide = Callable[[ReversedCredit], Reversal]
 
 
@@ -70,48 +85,76 @@ class ReversalStore:
         self._chain_id = chain_id
 
     async def reverse_orphaned(self, decide: Decide, limit: int) -> Reversing:
-        """Reverse up to `limit` orphaned credits, and reopen jobs that were given up meanwhile.
+        """Reverse the orphaned credits of up to `limit` jobs, and reopen jobs that were given up.
 
-        One transaction. A job that a host holds locked, or whose change its own constraints or
-        triggers refuse, is left; nothing is generated for it until then.
+        One transaction. A job that a host holds locked is passed over; one whose change its own
+        constraints or triggers refuse is told of and left. Nothing is generated for either.
         """
+        if not await self._is_needed():
+            return Reversing(reversed=[], reopened=[], refused=[], is_full=False)
         async with self._database.transaction() as connection:
-            rows = await connection.fetch(_UNREVERSED, self._chain_id, limit)
-            jobs = await connection.fetch(_LOCK_JOBS, [row["job_id"] for row in rows])
+            await connection.execute(_LOCK_CURSOR, self._chain_id)
+            jobs = await connection.fetch(_LOCK_JOBS, limit, self._chain_id)
+            ids = [job["id"] for job in jobs]
+            gone = await connection.fetch(_UNREVERSED, ids)
+            rest = {row["job_id"]: row["units"] for row in await connection.fetch(_REST, ids)}
             done: list[ReversedPayment] = []
+            refused: list[RefusedReversal] = []
             for job in jobs:
-                gone = [row for row in rows if row["job_id"] == job["id"]]
-                done += await _reverse_job(connection, job, gone, decide)
+                rows = [row for row in gone if row["job_id"] == job["id"]]
+                credit = _credit_of(job, rows, rest.get(job["id"], 0))
+                reversal = decide(credit)
+                problem = await _write_unless_refused(connection, job, credit, reversal, rows)
+                if problem is None:
+                    done += [_reversed_of(row, job, reversal) for row in rows]
+                else:
+                    refused.append(RefusedReversal(job_uuid=job["job_uuid"], problem=problem))
             reopened = await _reopen_given_up(connection, limit)
-        return Reversing(reversed=done, reopened=reopened, is_full=len(rows) == limit)
+        return Reversing(
+            reversed=done, reopened=reopened, refused=refused, is_full=len(jobs) == limit
+        )
+
+    async def _is_needed(self) -> bool:
+        async with self._database.connection() as connection:
+            return bool(await connection.fetchval(_IS_NEEDED))
 
 
-async def _reverse_job(
-    connection: Connection, job: asyncpg.Record, gone: Sequence[asyncpg.Record], decide: Decide
-) -> list[ReversedPayment]:
-    credit = ReversedCredit(
+def _credit_of(
+    job: asyncpg.Record, gone: Sequence[asyncpg.Record], rest: Decimal | int
+) -> ReversedCredit:
+    return ReversedCredit(
         status=job["status"],
         price=units_of_price(job["price_usdc"]),
         gone=Units(sum(int(row["amount_units"]) for row in gone)),
-        rest=Units(int(job["rest"])),
+        rest=Units(int(rest)),
     )
-    reversal = decide(credit)
+
+
+def _reversed_of(row: asyncpg.Record, job: asyncpg.Record, reversal: Reversal) -> ReversedPayment:
+    return ReversedPayment(
+        id=PaymentId(row["id"]),
+        tx_hash=TxHash(row["tx_hash"]),
+        units=Units(int(row["amount_units"])),
+        job_uuid=job["job_uuid"],
+        job_status=job["status"],
+        reversal=reversal,
+    )
+
+
+async def _write_unless_refused(
+    connection: Connection,
+    job: asyncpg.Record,
+    credit: ReversedCredit,
+    reversal: Reversal,
+    gone: Sequence[asyncpg.Record],
+) -> str | None:
+    """Return what the host's own constraints or triggers say against it."""
     try:
         async with connection.transaction():
             await _write(connection, job["id"], credit, reversal, gone)
-    except _HOST_REFUSES:
-        return []
-    return [
-        ReversedPayment(
-            id=PaymentId(row["id"]),
-            tx_hash=TxHash(row["tx_hash"]),
-            units=Units(int(row["amount_units"])),
-            job_uuid=job["job_uuid"],
-            job_status=credit.status,
-            reversal=reversal,
-        )
-        for row in gone
-    ]
+    except HOST_REFUSES as exc:
+        return str(exc)
+    return None
 
 
 async def _write(
@@ -130,7 +173,6 @@ async def _write(
             await connection.execute(
                 "UPDATE jobs SET credited_units = $2 WHERE id = $1", job, credit.rest
             )
-            return
         case Reopen():
             await _reopen(connection, job)
         case Lose():
@@ -147,14 +189,6 @@ async def _write(
             )
         case _:
             assert_never(reversal)
-    # Who had paid a second time pays it now after all.
-    await connection.execute(
-        """
-        UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
-         WHERE job_id = $1 AND status = 'unmatched' AND reason = 'duplicate'
-        """,
-        job,
-    )
 
 
 async def _reopen(connection: Connection, job: JobId) -> None:
@@ -188,7 +222,7 @@ async def _reopen_given_up(connection: Connection, limit: int) -> list[str]:
                     row["attempt_id"],
                 )
                 await _reopen(connection, row["id"])
-        except _HOST_REFUSES:
+        except HOST_REFUSES:
             continue
         reopened.append(row["job_uuid"])
     return reopened

@@ -1,20 +1,21 @@
 """Rows that a node's logs do not show: block gone, answer short, or the row a phantom?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from listener.decode import Json, decode_receipt
-from listener.rpc import Call, Caller, ChainReader
-from oncepaid.domain.chain import Address, Receipt, TransferLog
-from oncepaid.domain.errors import InconsistentNode, Retryable
+from listener.comparison import Standing, standing_of
+from listener.decode import Json, decode_contents, decode_receipt
+from listener.rpc import Call, Caller, header_call
+from oncepaid.domain.chain import Address, BlockRef, TransferLog
+from oncepaid.domain.errors import InconsistentNode, NodeBehind
 from oncepaid.domain.payments import PaymentId, StoredLog
 
 log = structlog.get_logger()
 
-RECEIPTS_AT_ONCE: Final = 100
+CALLS_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Verdict:
 
 
 class Arbiter:
-    """Judges rows by block hashes and receipts, which say more than an absence of logs."""
+    """Judges rows by blocks and receipts, which say more than an absence of logs."""
 
     def __init__(self, token: Address) -> None:
         self._token = token
@@ -34,54 +35,58 @@ class Arbiter:
     async def judge(
         self, rows: Sequence[StoredLog], main: Caller, second: Caller | None
     ) -> Verdict:
-        """Judge rows by the chain of `main`; `second` is asked where its logs may be short.
+        """Judge rows by the chain of `main`; `second` is asked where that has no log of a row.
 
-        A row is gone where its block is no longer the one at its height. Where it still is, any
-        receipt that has the log proves the row; one that nobody has a receipt of is a phantom.
-        Raises `Retryable` errors of `main`.
+        A row is gone where another block stands at its height, or where no endpoint that can tell
+        has its log. Raises `NodeBehind` where one cannot tell, and `Retryable` errors of both.
         """
-        heights = sorted({row.block.number for row in rows})
-        hashes = await ChainReader(main).hashes(heights)
-        standing = [row for row in rows if hashes[row.block.number] == row.block.hash]
-        proven = await self.proven(standing, main)
-        doubtful = [row for row in standing if row.id not in proven]
-        if doubtful and second is not None:
-            try:
-                proven |= await self.proven(doubtful, second)
-            except Retryable as exc:
-                log.warning("arbiter.second_away", error=str(exc))
-        for row in standing:
-            if row.id not in proven:
+        standings = await self.standings(rows, main)
+        absent = [row for row in rows if standings[row.id] is Standing.ABSENT]
+        if absent and second is not None:
+            # Presence is believed; a fork of the other one says nothing of this chain.
+            elsewhere = await self.standings(absent, second)
+            standings |= {
+                number: standing
+                for number, standing in elsewhere.items()
+                if standing is not Standing.REPLACED
+            }
+        for row in rows:
+            if standings[row.id] is Standing.UNKNOWN:
+                raise NodeBehind(f"nobody can tell yet what became of payment {row.id}")
+            if standings[row.id] is Standing.ABSENT:
                 log.error("payment.phantom", payment_id=row.id, tx_hash=row.tx_hash)
-        return Verdict(
-            gone=[row.id for row in rows if row.id not in proven],
-            kept=[row.id for row in standing if row.id in proven],
-        )
+        kept = [row.id for row in rows if standings[row.id] is Standing.PROVEN]
+        return Verdict(gone=[row.id for row in rows if row.id not in kept], kept=kept)
 
-    async def proven(self, rows: Sequence[StoredLog], caller: Caller) -> set[PaymentId]:
-        """Return the rows whose logs are in the receipts that `caller` has."""
+    async def standings(
+        self, rows: Sequence[StoredLog], caller: Caller
+    ) -> dict[PaymentId, Standing]:
+        """Return how each row stands with what `caller` has."""
+        heights = sorted({row.block.number for row in rows})
         hashes = list(dict.fromkeys(row.tx_hash for row in rows))
+        calls = [header_call(height) for height in heights]
+        calls += [Call(method="eth_getTransactionReceipt", params=(one,)) for one in hashes]
         answers: list[Json] = []
-        for at in range(0, len(hashes), RECEIPTS_AT_ONCE):
-            some = hashes[at : at + RECEIPTS_AT_ONCE]
-            answers += await caller.call_all(
-                [Call(method="eth_getTransactionReceipt", params=(h,)) for h in some]
-            )
+        for at in range(0, len(calls), CALLS_AT_ONCE):
+            answers += await caller.call_all(calls[at : at + CALLS_AT_ONCE])
+        blocks = dict(zip(heights, map(decode_contents, answers[: len(heights)]), strict=True))
         receipts = {
             tx_hash: decode_receipt(answer, self._token)
-            for tx_hash, answer in zip(hashes, answers, strict=True)
+            for tx_hash, answer in zip(hashes, answers[len(heights) :], strict=True)
         }
-        return {row.id for row in rows if _proves(receipts[row.tx_hash], row)}
+        return {
+            row.id: standing_of(row, blocks[row.block.number], receipts[row.tx_hash])
+            for row in rows
+        }
 
 
-def _proves(receipt: Receipt | None, row: StoredLog) -> bool:
-    if receipt is None or not receipt.succeeded or receipt.block != row.block:
-        return False
-    return any(
-        (log.log_index, log.tx_hash, log.sender, log.recipient, log.units)
-        == (row.log_index, row.tx_hash, row.sender, row.recipient, row.units)
-        for log in receipt.transfers
-    )
+def split_by_transaction(
+    rows: Sequence[StoredLog], logs: Sequence[TransferLog]
+) -> tuple[list[StoredLog], list[StoredLog]]:
+    """Return the rows whose transaction was told of in another block, and the others."""
+    told = _blocks_of(logs)
+    moved = [row for row in rows if told.get(row.tx_hash, row.block) != row.block]
+    return moved, [row for row in rows if row not in moved]
 
 
 def refuse_two_blocks(
@@ -91,7 +96,11 @@ def refuse_two_blocks(
 
     Raises `InconsistentNode` for that.
     """
-    told = {entry.tx_hash: entry.block for entry in logs}
+    told = _blocks_of(logs)
     for row in rows:
         if row.id in kept and told.get(row.tx_hash, row.block) != row.block:
             raise InconsistentNode(f"transaction {row.tx_hash} is told of in two blocks")
+
+
+def _blocks_of(logs: Sequence[TransferLog]) -> Mapping[str, BlockRef]:
+    return {entry.tx_hash: entry.block for entry in logs}

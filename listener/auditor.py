@@ -216,7 +216,11 @@ class Auditor:
         if state is None or state.conflict is not None:
             return
         last = state.cursor.number if state.checked is None else state.checked
-        first = max(last - MAX_WINDOW_BLOCKS, state.start or last, self._done or 0) + 1
+        # A rewind may have replaced blocks that were looked at before.
+        done = min(self._done or 0, last)
+        first = (
+            max(last - MAX_WINDOW_BLOCKS, last if state.start is None else state.start, done) + 1
+        )
         checks = await self._audit.run(
             state, min(first, last + 1), last, checkpoints=CHECKPOINTS_A_STEP
         )

@@ -73,7 +73,7 @@ class ChainAudit:
     async def next_range(self, first: int, last: int) -> RangeFacts:
         """Read as many of these blocks as an endpoint serves at once, from the first on."""
         while True:
-            asked = self._rpc.other()
+            asked = self._rpc.other_in_service()
             span = self._spans[asked.index]
             step = FetchRange(first=first, last=min(last, first + span.blocks - 1))
             try:
@@ -179,7 +179,7 @@ class ChainAudit:
             )
             for one in self.addresses or ()
         ]
-        header, *answers = await self._rpc.other().call_all([header_call(block), *calls])
+        header, *answers = await self._rpc.other_in_service().call_all([header_call(block), *calls])
         found = decode_header(header)
         values = [_word(answer) for answer in answers]
         if found is None:
@@ -197,7 +197,7 @@ class ChainAudit:
 
     async def cursor(self, state: ChainState, checkpoints: int) -> CursorFacts:
         """Hold the cursor and so many of the newest checkpoints against the chain."""
-        asked = self._rpc.other()
+        asked = self._rpc.other_in_service()
         header = await ChainReader(asked).header(state.cursor.number)
         if header is None:
             raise NodeBehind(f"{asked.label} has no block {state.cursor.number} yet")

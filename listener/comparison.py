@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
-from oncepaid.domain.chain import BlockRef, TransferLog
+from oncepaid.domain.chain import BlockContents, BlockRef, Receipt, TransferLog
 from oncepaid.domain.payments import StoredLog
 
 MAX_ANCHORS: Final = 14
@@ -42,11 +43,47 @@ def compare(rows: Sequence[StoredLog], found: Sequence[TransferLog]) -> Differen
 
 def is_log_of(row: StoredLog, log: TransferLog) -> bool:
     """Say whether a stored payment is this log, in every fact that money depends on."""
-    return (
-        row.block == log.block
-        and row.log_index == log.log_index
-        and row.tx_hash == log.tx_hash
-        and (row.sender, row.recipient, row.units) == (log.sender, log.recipient, log.units)
+    return row.block == log.block and _is_same(row, log)
+
+
+class Standing(StrEnum):
+    """What one node's block and receipt say of a stored payment."""
+
+    PROVEN = "proven"
+    """The receipt has its log, and the block is on the chain."""
+    REPLACED = "replaced"
+    """Another block stands at its height."""
+    ABSENT = "absent"
+    """Its block is there and the log is not in it: the receipt or the block itself says so."""
+    UNKNOWN = "unknown"
+    """The node does not have all that it takes to tell: it lags, or its backends differ."""
+
+
+def standing_of(row: StoredLog, block: BlockContents | None, receipt: Receipt | None) -> Standing:
+    """Say how a stored payment stands with what a node has at its height and of its transaction.
+
+    That something is missing proves nothing: only a block without the transaction, or a receipt
+    without the log, is evidence against a row.
+    """
+    if block is None:
+        return Standing.UNKNOWN
+    if block.ref != row.block:
+        return Standing.REPLACED
+    if receipt is not None and receipt.block == row.block:
+        has_it = receipt.succeeded and any(_is_same(row, log) for log in receipt.transfers)
+        return Standing.PROVEN if has_it else Standing.ABSENT
+    if block.transactions is not None and row.tx_hash not in block.transactions:
+        return Standing.ABSENT
+    return Standing.UNKNOWN
+
+
+def _is_same(row: StoredLog, log: TransferLog) -> bool:
+    return (row.log_index, row.tx_hash, row.sender, row.recipient, row.units) == (
+        log.log_index,
+        log.tx_hash,
+        log.sender,
+        log.recipient,
+        log.units,
     )
 
 

@@ -11,6 +11,7 @@ from oncepaid.domain.chain import (
     TRANSFER_TOPIC,
     Address,
     AuthorizationLog,
+    BlockContents,
     BlockHash,
     BlockRef,
     Header,
@@ -185,6 +186,19 @@ def decode_transaction(value: Json) -> Transaction | None:
         sender=Address(_lower(value.get("from"))),
         to=None if to is None else Address(_lower(to)),
         calldata=data,
+    )
+
+
+def decode_contents(value: Json) -> BlockContents | None:
+    """Return a block with the hashes of its transactions; None for `null`."""
+    header = decode_header(value)
+    if header is None:
+        return None
+    hashes = value.get("transactions")
+    known = isinstance(hashes, list) and all(isinstance(entry, str) for entry in hashes)
+    return BlockContents(
+        ref=header.ref,
+        transactions=frozenset(TxHash(entry.lower()) for entry in hashes) if known else None,
     )
 
 

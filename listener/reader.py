@@ -45,8 +45,12 @@ class ChainReader:
 
 
 def header_call(block: int | str) -> Call:
-    """Return the call for the header of a number or a tag."""
-    return Call(method="eth_getBlockByNumber", params=(_block(block), False))
+    """Return the call for the header of a number or a tag.
+
+    A node that does not know `safe` or `finalized` is no worse for that: it has none.
+    """
+    is_optional = block in ("safe", "finalized")
+    return Call(method="eth_getBlockByNumber", params=(_block(block), False), optional=is_optional)
 
 
 def _block(block: int | str) -> str:

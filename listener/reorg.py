@@ -11,6 +11,7 @@ from oncepaid.domain.chain import BlockRef, Header, TxHash
 from oncepaid.domain.errors import (
     ChainConflict,
     InconsistentNode,
+    NodeBehind,
     Retryable,
 )
 from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
@@ -21,6 +22,8 @@ log = structlog.get_logger()
 
 FIRST_PAGE: Final = 16
 PAGE: Final = 200
+YOUNG_MS: Final = 5_000
+"""Of chain time, that a head may be behind another and still be on the living chain."""
 HIGHEST: Final = 2**63 - 1
 
 
@@ -64,7 +67,7 @@ class ReorgWalker:
         await self._check_elsewhere(cursor)
         ancestor = await self._ancestor(cursor, epoch)
         rows = await self._ledger.live_logs(ancestor.number + 1, HIGHEST)
-        gone = await self._gone(rows)
+        gone = await self._gone(rows, cursor)
         orphaned = await self._ledger.rewind(cursor, ancestor, gone, epoch=epoch)
         if orphaned is None:
             return
@@ -83,16 +86,23 @@ class ReorgWalker:
             tell_orphaned(payment, self._metrics)
 
     async def _check_elsewhere(self, cursor: BlockRef) -> None:
-        """A lone node on a fork of its own is not followed while another one has our block."""
-        if self._rpc.count < 2:
+        """A lone node on a fork of its own is not followed while another one has our block.
+
+        Its word counts only while its own head is as young: a node that stopped on a dead branch
+        would hold us there for ever.
+        """
+        other = self._rpc.second()
+        if other is None:
             return
-        other = self._rpc.other()
         try:
-            header = await ChainReader(other).header(cursor.number)
+            header, head = await ChainReader(other).headers([cursor.number, "latest"])
         except Retryable as exc:
             log.warning("reorg.no_second_opinion", endpoint=other.label, error=str(exc))
             return
-        if header is not None and header.ref == cursor:
+        ours = await ChainReader(self._rpc).header("latest")
+        if header is None or header.ref != cursor or head is None or ours is None:
+            return
+        if head.timestamp_ms >= ours.timestamp_ms - YOUNG_MS:
             self._metrics.disagreements.inc()
             log.warning("node.on_a_fork", endpoint=self._rpc.endpoint, other=other.label)
             raise InconsistentNode(f"{other.label} still has block {cursor}")
@@ -122,8 +132,13 @@ class ReorgWalker:
         return await self._below_all(lowest)
 
     async def _headers(self, numbers: Sequence[int]) -> list[Header]:
-        """Return the headers that the node has; above a head that fell back there are none."""
+        """Return headers at or below the cursor: the node told of a head that is not lower.
+
+        Raises `NodeBehind` where one is missing all the same: that is another backend, no fork.
+        """
         found = await ChainReader(self._rpc).headers(list(numbers))
+        if None in found:
+            raise NodeBehind("the node has not all the blocks below its head")
         return [header for header in found if header is not None]
 
     async def _below_all(self, lowest: int) -> Header:
@@ -133,10 +148,16 @@ class ReorgWalker:
             raise InconsistentNode(f"the node has no block {lowest - 1}")
         return header
 
-    async def _gone(self, rows: Sequence[StoredLog]) -> list[PaymentId]:
+    async def _gone(self, rows: Sequence[StoredLog], cursor: BlockRef) -> list[PaymentId]:
+        """Return the rows whose height has another block; above the cursor some may have none yet.
+
+        Raises `NodeBehind` where the node lacks one at or below the cursor.
+        """
         heights = sorted({row.block.number for row in rows})
         hashes = await ChainReader(self._rpc).hashes(heights) if heights else {}
-        return [row.id for row in rows if hashes[row.block.number] != row.block.hash]
+        if any(block_hash is None for n, block_hash in hashes.items() if n <= cursor.number):
+            raise NodeBehind("the node has not all the blocks below its head")
+        return [row.id for row in rows if hashes[row.block.number] not in (None, row.block.hash)]
 
 
 def tell_orphaned(payment: OrphanedPayment, metrics: Metrics) -> None:

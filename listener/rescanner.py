@@ -46,7 +46,7 @@ class Rescanner:
         Raises `Retryable`s, among them `NotLeading` where the chain was reorganised meanwhile.
         """
         while True:
-            asked = self._rpc.other()
+            asked = self._rpc.other_in_service()
             span = self._spans[asked.index]
             step = FetchRange(first=first, last=min(last, first + span.blocks - 1))
             anchor = await self._anchor(asked)
@@ -58,7 +58,7 @@ class Rescanner:
                     raise InconsistentNode(f"a single block's logs are refused: {exc}") from exc
                 self._spans[asked.index] = narrower
                 continue
-            self._spans[asked.index] = on_served(span, step, len(found.missing))
+            self._spans[asked.index] = on_served(span, step, found.logs)
             orphaned = await self._repair(step, found.missing, found.verdict.gone, anchor)
             return Rescanned(
                 first=step.first,

@@ -120,6 +120,11 @@ class HttpRpc:
         other = self.other()
         return self.pinned(self._current) if other.standing.rests(self._clock()) else other
 
+    def second(self) -> Endpoint | None:
+        """Return another endpoint that does not rest, or None where there is none."""
+        other = self.other_in_service()
+        return None if other.index == self._current else other
+
     async def verify(self) -> None:
         """Check the endpoint in use, unless that was done.
 

@@ -19,7 +19,7 @@ from listener.ranges import RangeMoved, RangeReader, Watch
 from listener.reorg import tell_orphaned
 from listener.rpc import ChainReader, Endpoint, HttpRpc
 from oncepaid.domain.chain import BlockRef, Header, TxHash
-from oncepaid.domain.errors import CallFailed, InconsistentNode, NodeBehind, RangeRefused
+from oncepaid.domain.errors import InconsistentNode, NodeBehind, RangeRefused
 from oncepaid.domain.payments import ObservedPayment, OrphanedPayment, PaymentId, StoredLog
 from oncepaid.metrics import Metrics
 
@@ -68,11 +68,11 @@ class Ledger(Protocol):
         missing: Sequence[ObservedPayment],
         gone: Sequence[PaymentId],
         *,
-        epoch: int | None,
-        checked: int | None = None,
-        anchor: BlockRef | None = None,
+        epoch: int,
+        checked: int,
+        anchor: BlockRef,
     ) -> list[OrphanedPayment]: ...
-    async def mark_finalized(self, block: Header, *, epoch: int) -> None: ...
+    async def mark_finalized(self, block: Header, *, anchor: BlockRef, epoch: int) -> None: ...
 
 
 class Lead(Protocol):
@@ -85,6 +85,7 @@ class Found:
     """What a second look at a range found, resolved: what to store and what to orphan."""
 
     end: Header
+    logs: int
     difference: Difference
     missing: list[ObservedPayment]
     verdict: Verdict
@@ -119,7 +120,9 @@ async def look_again(
     missing = await reader.observe(difference.missing, header) if difference.missing else []
     for row in difference.altered:
         log.error("payment.facts_differ", payment_id=row.id, tx_hash=row.tx_hash)
-    return Found(end=header, difference=difference, missing=missing, verdict=verdict)
+    return Found(
+        end=header, logs=len(logs), difference=difference, missing=missing, verdict=verdict
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,7 @@ class SecondLook:
         self._after = after
         self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
         self._asked: FetchRange | None = None
+        self._falls_back = False
 
     async def step(self) -> bool:
         """Look at one range again; True when more is waiting. Raises `Retryable` errors."""
@@ -163,7 +167,9 @@ class SecondLook:
         if epoch is None or state is None:
             return False
         checked = state.cursor.number if state.checked is None else state.checked
-        asked = self._rpc.other_in_service()
+        in_use = self._rpc.pinned(self._rpc.current)
+        asked = in_use if self._falls_back else self._rpc.other_in_service()
+        self._falls_back = False
         try:
             due = await self._due(checked, asked)
             if due is None:
@@ -174,15 +180,17 @@ class SecondLook:
                 due.step,
                 due.end,
                 asked=asked,
-                other=self._rpc.pinned(self._rpc.current) if self._rpc.count > 1 else None,
+                other=None if asked.index == in_use.index else in_use,
             )
         except RangeRefused as exc:
             self._narrow(asked, exc)
             return True
-        except (NodeBehind, RangeMoved) as exc:
+        except (NodeBehind, InconsistentNode) as exc:
             # An endpoint that lags, or a reorganisation that the listener is about to follow.
             log.info("second_look.waits", endpoint=asked.label, because=str(exc))
-            return False
+            # One that always does must not keep the mark where it is: then ours is asked again.
+            self._falls_back = asked.index != in_use.index
+            return self._falls_back
         self._asked = None
         self._spans[asked.index] = on_served(self._spans[asked.index], due.step, len(found.missing))
         await self._repair(found, due, asked, epoch)
@@ -262,17 +270,16 @@ class FinalityMark:
         number = await (self._by_tag() if self._age is None else self._by_age(self._age))
         if number is None or min(number, limit) <= state.finalized:
             return False
-        header = await ChainReader(self._rpc).header(min(number, limit))
-        if header is not None:
-            await self._ledger.mark_finalized(header, epoch=epoch)
+        # Asked in one request: a node that has our cursor has the block below it on our chain.
+        final, at_cursor = await ChainReader(self._rpc).headers(
+            [min(number, limit), state.cursor.number]
+        )
+        if final is not None and at_cursor is not None and at_cursor.ref == state.cursor:
+            await self._ledger.mark_finalized(final, anchor=state.cursor, epoch=epoch)
         return False
 
     async def _by_tag(self) -> int | None:
-        try:
-            header = await ChainReader(self._rpc).header("finalized")
-        except CallFailed as exc:
-            log.info("mark.no_finalized_head", endpoint=self._rpc.endpoint, error=str(exc))
-            return None
+        header = await ChainReader(self._rpc).header("finalized")
         return None if header is None else header.number
 
     async def _by_age(self, age: timedelta) -> int | None:

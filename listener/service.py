@@ -216,8 +216,7 @@ class Listener:
             cursor.number + 1, fetched.end.number, [log.tx_hash for log in logs]
         )
         difference = compare(rows, logs)
-        second = self._rpc.other() if self._rpc.count > 1 else None
-        verdict = await self._arbiter.judge(difference.extra, self._rpc, second)
+        verdict = await self._arbiter.judge(difference.extra, self._rpc, self._rpc.second())
         refuse_two_blocks(difference.extra, verdict.kept, logs)
         if verdict.kept:
             self._metrics.disagreements.inc(len(verdict.kept))

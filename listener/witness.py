@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from listener.arbiter import Arbiter
-from listener.rpc import ChainReader, HttpRpc
+from listener.comparison import Standing
+from listener.rpc import HttpRpc
 from oncepaid.domain.chain import Address
 from oncepaid.domain.payments import PaymentId, StoredLog
 
@@ -20,7 +21,5 @@ class Witness:
 
         Raises `Retryable` errors of that endpoint.
         """
-        other = self._rpc.other()
-        hashes = await ChainReader(other).hashes(sorted({log.block.number for log in logs}))
-        standing = [log for log in logs if hashes[log.block.number] == log.block.hash]
-        return await self._arbiter.proven(standing, other)
+        standings = await self._arbiter.standings(logs, self._rpc.other())
+        return {log.id for log in logs if standings[log.id] is Standing.PROVEN}

@@ -54,7 +54,7 @@ class Driver:
         poll_s: float,
         retry_cap_s: float = PERMANENT_RETRY_S,
     ) -> None:
-        """Run `step` until cancelled, and after an error again within `retry_cap_s`.
+        """Run `step` until cancelled, after a `Retryable` again within `retry_cap_s`.
 
         This is the top of every loop: whatever a step raises, the loop goes on.
         """
@@ -64,7 +64,10 @@ class Driver:
                 more = await step()
             except Exception as exc:
                 failures += 1
-                await asyncio.sleep(min(self._failed(name, exc, failures), retry_cap_s))
+                delay_s = self._failed(name, exc, failures)
+                if isinstance(exc, Retryable):
+                    delay_s = min(delay_s, retry_cap_s)
+                await asyncio.sleep(delay_s)
                 continue
             if failures:
                 log.info("stage.recovered", stage=name, after_failures=failures)

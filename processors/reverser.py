@@ -35,6 +35,7 @@ class Reverser:
         """`announce` is called when payments are to be matched or settled anew."""
         self._ledger = ledger
         self._announce = announce
+        self._refused: set[str] = set()
 
     async def step(self) -> bool:
         """Reverse one batch; True when more may be waiting."""
@@ -43,6 +44,10 @@ class Reverser:
             self._tell(payment)
         for job_uuid in done.reopened:
             log.warning("job.reopened", job_uuid=job_uuid, because="its work ended without result")
+        for refused in done.refused:
+            if refused.job_uuid not in self._refused:
+                log.error("reversal.refused", job_uuid=refused.job_uuid, problem=refused.problem)
+        self._refused = {refused.job_uuid for refused in done.refused}
         if done.reversed or done.reopened:
             self._announce()
         return bool(done.reversed) and done.is_full

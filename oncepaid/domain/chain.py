@@ -94,6 +94,14 @@ class Transaction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockContents:
+    """A block with the hashes of its transactions; None where the node leaves them out."""
+
+    ref: BlockRef
+    transactions: frozenset[TxHash] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What is used of a transaction's receipt: where it was mined and the token's transfers."""
 

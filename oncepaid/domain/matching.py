@@ -171,7 +171,8 @@ def _decide_by_amount(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules
             if refusal is not None:
                 return Unmatched(reason=refusal, job_id=job.id)
             # A host may have raised the price above the amount that was drawn for it.
-            if job.price is None or payment.units < job.price:
+            sum_units = payment.units + job.partial + job.covered
+            if job.price is None or sum_units < job.price:
                 return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
             return Matched(job_id=job.id)
         case _:

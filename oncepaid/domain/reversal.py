@@ -71,9 +71,18 @@ class ReversedPayment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedReversal:
+    """A job whose host's own constraints or triggers do not let it be taken back."""
+
+    job_uuid: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reversing:
     """What one transaction did: credits reversed, and jobs given up that nobody paid after all."""
 
     reversed: list[ReversedPayment]
     reopened: list[str]
+    refused: list[RefusedReversal]
     is_full: bool

@@ -193,6 +193,7 @@ class Chain:
                 "parentHash": parent_hash,
                 "timestamp": hex(stamp // 1000),
                 "timestampMs": hex(stamp),
+                "transactions": [_tx_hash(nonce, tx) for nonce, tx in mined],
             },
             mined=tuple(mined),
             transactions=[_mined(nonce, tx, number, block_hash) for nonce, tx in mined],

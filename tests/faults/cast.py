@@ -130,9 +130,10 @@ class Cast:
         """A killed worker's lease runs on the database's clock: move the lease, not the clock."""
         sql = await asyncpg.connect(self._url)
         try:
-            await sql.execute(
-                "UPDATE jobs SET lease_until = now() - interval '1 s' WHERE lease_until > now()"
-            )
+            if await sql.fetchval("SELECT to_regclass('jobs') IS NOT NULL"):
+                await sql.execute(
+                    "UPDATE jobs SET lease_until = now() - interval '1 s' WHERE lease_until > now()"
+                )
         finally:
             await sql.close()
 

@@ -83,6 +83,14 @@ async def _second_look(cast: Cast) -> None:
     tx_hash = await cast.pay_without_memo(778)
     query = "SELECT status = 'unmatched' FROM payments WHERE tx_hash = $1"
     await cast.until("a payment without a memo", query, tx_hash)
+    # What is being looked at just now would not be looked at again.
+    await cast.until(
+        "a second look",
+        """
+        SELECT checked_number >= p.block_number FROM chain_cursor, payments p WHERE p.tx_hash = $1
+        """,
+        tx_hash,
+    )
     async with cast.sql.transaction():
         number = await cast.sql.fetchval(
             """

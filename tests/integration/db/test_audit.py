@@ -74,8 +74,10 @@ async def broken(database: Database) -> set[Invariant]:
 
 
 async def orphan(database: Database, payment: PaymentId) -> None:
-    await first_cursor(database)
-    await RangeStore(database, CHAIN).repair(0, [], [payment], epoch=EPOCH)
+    cursor = await first_cursor(database)
+    await RangeStore(database, CHAIN).repair(
+        0, [], [payment], epoch=EPOCH, checked=0, anchor=cursor
+    )
 
 
 async def test_a_whole_life_breaks_nothing(database: Database) -> None:
@@ -297,7 +299,7 @@ async def test_a_repair_below_what_is_final(database: Database) -> None:
     """The cursor of then is no checkpoint any more: final, it cannot have been left."""
     await read_to(database, 6)
     await execute(database, "UPDATE chain_cursor SET checked_number = 6")
-    await RangeStore(database, CHAIN).mark_finalized(header(6), epoch=EPOCH)
+    await RangeStore(database, CHAIN).mark_finalized(header(6), anchor=cursor_at(6), epoch=EPOCH)
     store = OperatorStore(database, CHAIN)
     await store.repair(1, 5, [observed(1)], [], anchor=cursor_at(5), note=NOTE)
     assert len(await notes(database)) == 1

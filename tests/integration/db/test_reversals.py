@@ -1,5 +1,6 @@
 """Credits whose block is gone: by rule, once, and never at somebody else's expense."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.integration.db.support import (
     execute,
     header,
     job_row,
+    lock_waits,
     match,
     observed,
     row,
@@ -64,7 +66,9 @@ async def cursor_number(database: Database) -> int:
 async def orphan(database: Database, *ids: PaymentId) -> None:
     """Take these payments off the chain, as a second look does."""
     last = await cursor_number(database)
-    await RangeStore(database, CHAIN).repair(last, [], ids, epoch=EPOCH)
+    await RangeStore(database, CHAIN).repair(
+        last, [], ids, epoch=EPOCH, checked=0, anchor=cursor_at(last)
+    )
 
 
 async def rewind(database: Database, *ids: PaymentId) -> None:
@@ -335,6 +339,7 @@ async def test_a_host_that_refuses_holds_up_nobody_else(own_database: Database) 
     reversals = ReversalStore(database, CHAIN)
     done = await reversals.reverse_orphaned(reverse, LIMIT)
     assert [each.id for each in done.reversed] == [of_free]
+    assert ["never_back" in each.problem for each in done.refused] == [True]
     # It stays as it was, and nothing is generated for it.
     assert (await state(database, refused))["status"] == "paid"
     assert await JobStore(database).claim(5, timedelta(minutes=1)) == []
@@ -386,3 +391,56 @@ async def test_an_orphaned_payment_remembers_what_it_was(database: Database) -> 
         credited: (PaymentStatus.CREDITED, True),
         unmatched: (PaymentStatus.UNMATCHED, False),
     }
+
+
+async def test_who_paid_second_pays_it_when_the_first_is_gone_before_its_credit(
+    database: Database, ledger: PaymentStore
+) -> None:
+    job = await add_job(database)
+    first, second = await match(database, *(observed(PRICE, job.memo) for _ in range(2)))
+    assert await standing(database, [first, second]) == [
+        ("matched", None),
+        ("unmatched", "duplicate"),
+    ]
+    await orphan(database, first)
+    (decided,) = await ledger.decide_seen(DECIDE, LIMIT)
+    assert (decided.payment.id, decided.decision) == (second, Matched(job_id=job.id))
+
+
+async def test_a_job_of_two_payments_is_reversed_as_a_whole(
+    database: Database, reversals: ReversalStore
+) -> None:
+    """However few jobs are taken at once: one half alone would leave the other one stranded."""
+    job = await add_job(database, price="2")
+    await orphan(database, *await credit(database, job, PRICE, PRICE))
+    done = await reversals.reverse_orphaned(reverse, 1)
+    assert len(done.reversed) == 2
+    assert (await state(database, job))["status"] == "pending"
+
+
+async def test_a_reversal_waits_for_a_range_that_brings_the_block_back(
+    database: Database, reversals: ReversalStore
+) -> None:
+    job = await add_job(database, price="2")
+    await orphan(database, *await credit(database, job, PRICE, PRICE))
+    async with database.transaction() as connection:
+        await connection.execute("SELECT FROM chain_cursor FOR NO KEY UPDATE")
+        async with lock_waits(database, connection):
+            reversing = asyncio.create_task(reversals.reverse_orphaned(reverse, LIMIT))
+        await connection.execute(
+            "UPDATE payments SET status = 'credited', orphaned_from = NULL, orphaned_at = NULL"
+        )
+    assert (await reversing).reversed == []
+    assert (await state(database, job))["status"] == "paid"
+
+
+async def test_amounts_below_a_raised_price_add_up_and_are_decided_once(
+    database: Database, ledger: PaymentStore
+) -> None:
+    """A host raised the price above the unique amount that it had told."""
+    job = await add_job(database)
+    await execute(database, "UPDATE jobs SET price_usdc = 2 WHERE id = $1", job.id)
+    assert job.unique_amount is not None
+    ids = await match(database, *(observed(job.unique_amount) for _ in range(2)))
+    assert await standing(database, ids) == [("matched", None)] * 2
+    assert await ledger.reconsider_partials() == 0

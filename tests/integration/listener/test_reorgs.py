@@ -8,9 +8,10 @@ from db.pool import Database
 from db.ranges import RangeStore
 from listener.rpc import HttpRpc
 from listener.second_look import FinalityMark
-from oncepaid.domain.errors import ChainConflict, InconsistentNode, NotLeading
+from oncepaid.domain.chain import BlockHash, BlockRef
+from oncepaid.domain.errors import ChainConflict, InconsistentNode, NodeBehind, NotLeading
 from tests.fakes.blocks import CHAIN_ID, Chain, pay
-from tests.fakes.node import FakeNode
+from tests.fakes.node import FakeNode, start_node
 from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear, rpc_for, units_of
 
 pytestmark = pytest.mark.fault("F15")
@@ -114,11 +115,6 @@ async def test_a_lone_endpoint_on_a_fork_is_left(
 ) -> None:
     """Another endpoint still has the cursor's block: nothing is rewound."""
     other_chain = Chain(first=chain.first, blocks=list(chain.blocks))
-    async with rpc_for(node.url, node.url) as pair:
-        ear = Ear(database=database, rpc=pair)
-        await ear.catch_up()
-    from tests.fakes.node import start_node
-
     async with start_node(other_chain) as other, rpc_for(other.url, node.url) as pair:
         ear = Ear(database=database, rpc=pair)
         await ear.catch_up()
@@ -141,7 +137,8 @@ async def test_a_fork_below_what_was_final(
     chain.mine(20)
     await ear.catch_up()
     store = RangeStore(database, CHAIN_ID)
-    await store.repair(chain.head.number, [], [], epoch=1, checked=chain.head.number)
+    head = BlockRef(number=chain.head.number, hash=BlockHash(chain.head.hash))
+    await store.repair(head.number, [], [], epoch=1, checked=head.number, anchor=head)
     mark = FinalityMark(ear.rpc, store, lead=ear.lead)
     node.finalized_lag = 2
     await mark.step()
@@ -214,3 +211,57 @@ async def test_a_phantom_is_orphaned(chain: Chain, node: FakeNode, ear: Ear) -> 
     chain.mine(1)
     await ear.catch_up()
     assert (await live(ear), await orphaned(ear)) == ([1], [1])
+
+
+async def test_an_endpoint_that_stopped_on_a_dead_branch_holds_nobody_there(
+    database: Database, chain: Chain, node: FakeNode, second_node: FakeNode
+) -> None:
+    """It still has the cursor's block, and its own head is old: its word does not count."""
+    async with rpc_for(node.url, second_node.url) as pair:
+        ear = Ear(database=database, rpc=pair)
+        chain.add(pay(PAYER, SHOP, 1))
+        await ear.catch_up()
+        second_node.chain = Chain(first=chain.first, blocks=list(chain.blocks))
+        chain.add(pay(PAYER, SHOP, 2))
+        second_node.chain.blocks.append(chain.head)
+        await ear.catch_up()
+        chain.reorg(1)
+        chain.mine(30)
+        await ear.catch_up()
+        assert (await live(ear), await orphaned(ear)) == ([], [2])
+        assert await ear.cursor() == (chain.head.number, chain.head.hash)
+
+
+@pytest.mark.parametrize("finalized", [False, True])
+async def test_a_backend_without_the_blocks_of_a_fork_is_waited_for(
+    database: Database, chain: Chain, node: FakeNode, ear: Ear, finalized: bool
+) -> None:
+    """A sibling of the head came from one backend, and nothing below it from another one."""
+    chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    if finalized:
+        async with database.connection() as connection:
+            await connection.execute("UPDATE chain_cursor SET finalized_number = block_number")
+    before = await ear.cursor()
+    sibling = {"hash": "0x" + "ab" * 32}
+    node.twist(
+        "eth_getBlockByNumber",
+        lambda p, h: {**h, **sibling} if p[0] == "latest" else None if p[0] != "0x0" else h,
+    )
+    with pytest.raises(NodeBehind):
+        await ear.listener.step()
+    state = await RangeStore(database, CHAIN_ID).state()
+    assert state is not None
+    assert (state.conflict, await ear.cursor(), await live(ear)) == (None, before, [1])
+
+
+async def test_a_reorg_below_the_start_is_ours_to_know_from_there_on(
+    database: Database, chain: Chain, ear: Ear
+) -> None:
+    chain.reorg(5)
+    chain.mine(1)
+    await ear.catch_up()
+    state = await RangeStore(database, CHAIN_ID).state()
+    assert state is not None
+    assert state.start is not None
+    assert state.start < 1006

@@ -134,11 +134,39 @@ async def test_the_other_endpoint_may_be_the_one_that_is_short(
     chain.add(pay(PAYER, SHOP, 1))
     await pair.ear.catch_up()
     second_node.twist("eth_getLogs", lambda _, __: [])
-    second_node.twist("eth_getTransactionReceipt", lambda _, __: None)
     await pair.look()
     assert await live(pair.ear) == [1]
     assert samples(pair.ear, "oncepaid_provider_disagreements_total") == 1
     assert (await pair.state()).checked == chain.head.number
+
+
+async def test_what_a_backend_has_not_indexed_yet_proves_nothing(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    """It has the block, and neither its logs nor its receipts: nothing is orphaned for that."""
+    chain.add(pay(PAYER, SHOP, 1))
+    await pair.ear.catch_up()
+    second_node.twist("eth_getLogs", lambda _, __: [])
+    second_node.twist("eth_getTransactionReceipt", lambda _, __: None)
+    await pair.look()
+    assert (await live(pair.ear), await orphaned(pair.ear)) == ([1], [])
+    assert (await pair.state()).checked == chain.head.number, "the one in use was asked again"
+
+
+async def test_a_lone_endpoint_that_has_indexed_nothing_yet_is_waited_for(
+    database: Database, chain: Chain, node: FakeNode, rpc: HttpRpc
+) -> None:
+    ear = Ear(database=database, rpc=rpc)
+    await ear.catch_up()
+    chain.add(pay(PAYER, SHOP, 1))
+    await ear.catch_up()
+    node.twist("eth_getLogs", lambda _, __: [], times=1)
+    node.twist("eth_getTransactionReceipt", lambda _, __: None, times=1)
+    second_look = second_look_of(ear, rpc, [], NOW)
+    assert await second_look.step() is False
+    assert await live(ear) == [1]
+    assert await second_look.step() is True
+    assert await live(ear) == [1]
 
 
 async def test_a_phantom_is_taken_out(chain: Chain, node: FakeNode, pair: Pair) -> None:
@@ -215,17 +243,23 @@ async def test_a_narrow_endpoint_is_asked_in_pieces(
     assert all(last - first < 10 for first, last in second_node.ranges)
 
 
-async def test_an_endpoint_behind_is_waited_for(
-    chain: Chain, second_node: FakeNode, pair: Pair
+async def test_an_endpoint_that_is_always_behind_does_not_hold_up_the_mark(
+    chain: Chain, node: FakeNode, second_node: FakeNode, pair: Pair
 ) -> None:
     chain.add(pay(PAYER, SHOP, 1))
     await pair.ear.catch_up()
     second_node.head_lag = 3
-    await pair.look()
-    assert (await pair.state()).checked == 1010
-    second_node.head_lag = 0
+    asked = node.calls["eth_getLogs"]
     await pair.look()
     assert (await pair.state()).checked == chain.head.number
+    assert node.calls["eth_getLogs"] == asked + 1
+    # The other one is tried again each time.
+    second_node.head_lag = 0
+    chain.add(pay(PAYER, SHOP, 2))
+    await pair.ear.catch_up()
+    before = second_node.calls["eth_getLogs"]
+    await pair.look()
+    assert second_node.calls["eth_getLogs"] == before + 1
 
 
 async def test_an_endpoint_on_a_fork_changes_nothing(
@@ -237,8 +271,7 @@ async def test_an_endpoint_on_a_fork_changes_nothing(
     fork.reorg(1, pay(STRANGER, SHOP, 7))
     second_node.chain = fork
     await pair.look()
-    assert await live(pair.ear) == [1]
-    assert (await pair.state()).checked == 1010
+    assert (await live(pair.ear), await orphaned(pair.ear)) == ([1], [])
 
 
 async def test_altered_facts_are_told_and_the_row_stays(

@@ -1,0 +1,290 @@
+"""The ledger in memory, the side of the money: matching, crediting, reversing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, assert_never
+
+from oncepaid.domain.jobs import JobId, JobTerms
+from oncepaid.domain.matching import DecidedPayment, Decision, Matched, Unmatched
+from oncepaid.domain.money import Units
+from oncepaid.domain.payments import (
+    CreditedPayment,
+    Crediting,
+    MatchedPayment,
+    PaymentId,
+    Reason,
+    ReturnedPayment,
+    SeenPayment,
+)
+from oncepaid.domain.reversal import (
+    Covered,
+    Lose,
+    Reopen,
+    Reversal,
+    ReversedCredit,
+    ReversedPayment,
+    Reversing,
+)
+from tests.simulation.memory import JobRow, Loss, PaymentRow, Tables
+
+DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[PaymentId, Decision]]
+
+_FIRST: Final = PaymentId(0)
+
+
+class Side:
+    def __init__(self, tables: Tables) -> None:
+        self._t = tables
+
+    def _of(self, job: JobId, status: str) -> list[PaymentRow]:
+        rows = self._t.payments.values()
+        return [row for row in rows if row.job_id == job and row.status == status]
+
+    def _underpaid(self, job: JobId) -> list[PaymentRow]:
+        return [row for row in self._of(job, "unmatched") if row.reason == "underpaid"]
+
+    def has_unreversed(self, job: JobId) -> bool:
+        return any(_is_unreversed(row) for row in self._of(job, "orphaned"))
+
+
+class MoneySide(Side):
+    """Fits `db.payments.PaymentStore` and `db.reversals.ReversalStore`."""
+
+    async def decide_seen(
+        self, decide_all: DecideAll, limit: int, after: PaymentId = _FIRST
+    ) -> list[DecidedPayment]:
+        rows = [r for r in self._t.payments.values() if r.status == "seen" and r.id > after][:limit]
+        decisions = decide_all([_seen_of(row) for row in rows], self._terms(rows))
+        for payment, decision in decisions.items():
+            row = self._t.payments[payment]
+            row.job_id = decision.job_id
+            row.status = "matched" if isinstance(decision, Matched) else "unmatched"
+            row.reason = str(decision.reason) if isinstance(decision, Unmatched) else None
+        for decision in decisions.values():
+            if isinstance(decision, Matched):
+                for row in self._underpaid(decision.job_id):
+                    row.status, row.reason = "matched", None
+        return [
+            DecidedPayment(
+                payment=_seen_of(row),
+                tx_hash=row.log.tx_hash,
+                decision=decisions[row.id],
+                job_uuid=None,
+                waited_s=0.0,
+            )
+            for row in rows
+        ]
+
+    def _terms(self, rows: Sequence[PaymentRow]) -> list[JobTerms]:
+        memos = {piece.memo for row in rows for piece in row.evidence}
+        amounts = {row.log.units for row in rows}
+        named = [
+            job
+            for job in self._t.jobs.values()
+            if job.memo in memos or job.unique_amount in amounts
+        ]
+        return [self._terms_of(job) for job in named]
+
+    def _terms_of(self, job: JobRow) -> JobTerms:
+        covered = self._of(job.id, "matched") + self._of(job.id, "credited")
+        awaits = job.status == "pending" or job.is_unbacked or self.has_unreversed(job.id)
+        return JobTerms(
+            id=job.id,
+            awaits_payment=awaits,
+            memo=job.memo,
+            price=job.price,
+            pay_to=job.pay_to,
+            unique_amount=job.unique_amount,
+            expires_at=job.expires_at,
+            covered=_sum(covered),
+            partial=_sum(self._underpaid(job.id)),
+        )
+
+    async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]:
+        matched = [row for row in self._t.payments.values() if row.status == "matched"]
+        jobs = sorted({row.job_id for row in matched if row.job_id and row.job_id > after})[:limit]
+        return [
+            MatchedPayment(
+                log=row.stored,
+                job_id=job,
+                block_time=row.block_time,
+                job_units=_sum(self._of(job, "matched")),
+            )
+            for job in jobs
+            for row in self._of(job, "matched")
+        ]
+
+    async def credit(self, payments: Sequence[PaymentId]) -> Crediting:
+        credited: list[CreditedPayment] = []
+        due = [self._t.payments[p] for p in payments if self._t.payments[p].status == "matched"]
+        for job in self._jobs_of(due):
+            rows = [row for row in due if row.job_id == job.id]
+            units = self._backing(job, rows)
+            conflict = self._t.cursor is not None and self._t.cursor.conflict
+            is_open = (job.status == "pending" or job.is_unbacked) and not conflict
+            if not is_open or units < job.price or self.has_unreversed(job.id):
+                continue
+            job.status = "paid" if job.status == "pending" else job.status
+            job.credited_units, job.is_unbacked = units, False
+            self._make_good(job.id)
+            for row in rows:
+                row.status = "credited"
+                credited.append(_credited_of(row, job))
+        return Crediting(credited=credited, returned=self._unmatch(due))
+
+    def _unmatch(self, due: Sequence[PaymentRow]) -> list[ReturnedPayment]:
+        rest = [row for row in due if row.status == "matched"]
+        returned = []
+        for job in self._jobs_of(rest):
+            rows = [row for row in rest if row.job_id == job.id]
+            awaits = job.status == "pending" or job.is_unbacked
+            is_enough = self._backing(job, rows) >= job.price
+            if self.has_unreversed(job.id) or (awaits and is_enough):
+                continue
+            reason = Reason.UNDERPAID if awaits else Reason.DUPLICATE
+            for row in rows:
+                row.status, row.reason = "unmatched", str(reason)
+                returned.append(
+                    ReturnedPayment(
+                        id=row.id,
+                        tx_hash=row.log.tx_hash,
+                        units=row.log.units,
+                        job_uuid=job.uuid,
+                        reason=reason,
+                    )
+                )
+        return returned
+
+    async def reconsider_partials(self) -> int:
+        again = 0
+        for job in self._t.jobs.values():
+            rows = self._underpaid(job.id)
+            if rows and (job.status == "pending" or job.is_unbacked) and _sum(rows) >= job.price:
+                again += _see_again(rows)
+        return again
+
+    async def conflict(self) -> str | None:
+        return None if self._t.cursor is None else self._t.cursor.conflict
+
+    async def reverse_orphaned(
+        self, decide: Callable[[ReversedCredit], Reversal], limit: int
+    ) -> Reversing:
+        rows = [row for row in self._t.payments.values() if _is_unreversed(row)]
+        reversed_: list[ReversedPayment] = []
+        jobs = self._jobs_of(rows)[:limit]
+        for job in jobs:
+            gone = [row for row in rows if row.job_id == job.id]
+            credit = ReversedCredit(
+                status=job.status,
+                price=job.price,
+                gone=_sum(gone),
+                rest=_sum(self._of(job.id, "credited")),
+            )
+            reversal = decide(credit)
+            self._reverse(job, gone, credit, reversal)
+            reversed_ += [_reversed_of(row, job, credit.status, reversal) for row in gone]
+        return Reversing(
+            reversed=reversed_,
+            reopened=self._reopen_given_up(),
+            refused=[],
+            is_full=len(jobs) == limit,
+        )
+
+    def _reverse(
+        self, job: JobRow, gone: Sequence[PaymentRow], credit: ReversedCredit, reversal: Reversal
+    ) -> None:
+        for row in gone:
+            row.is_reversed = True
+        match reversal:
+            case Covered():
+                job.credited_units = credit.rest
+            case Reopen():
+                self._reopen(job)
+            case Lose():
+                job.is_unbacked, job.credited_units = True, credit.rest
+                self._t.losses += [
+                    Loss(job=job.id, units=row.log.units, job_status=credit.status) for row in gone
+                ]
+            case _:
+                assert_never(reversal)
+
+    def _reopen_given_up(self) -> list[str]:
+        reopened = []
+        for job in self._t.jobs.values():
+            is_over = job.lease_until is not None and job.lease_until < self._t.now
+            given_up = job.status == "paid" or (job.status == "in_progress" and is_over)
+            if job.is_unbacked and given_up:
+                attempt = None if job.attempt is None else self._t.attempts[job.attempt]
+                if attempt is not None and not attempt.is_finished:
+                    attempt.is_finished, attempt.outcome = True, "lost"
+                self._reopen(job)
+                reopened.append(job.uuid)
+        return reopened
+
+    def _reopen(self, job: JobRow) -> None:
+        job.status, job.credited_units, job.is_unbacked = "pending", 0, False
+        job.attempt = job.lease_until = None
+        for row in self._of(job.id, "credited"):
+            row.status = "matched"
+        self._make_good(job.id)
+
+    def _make_good(self, job: JobId) -> None:
+        for loss in self._t.losses:
+            if loss.job == job:
+                loss.is_made_good = True
+
+    def _jobs_of(self, rows: Sequence[PaymentRow]) -> list[JobRow]:
+        return [self._t.jobs[job] for job in sorted({row.job_id for row in rows if row.job_id})]
+
+    def _backing(self, job: JobRow, rows: Sequence[PaymentRow]) -> int:
+        return _sum(rows) + (job.credited_units if job.is_unbacked else 0)
+
+
+def _sum(rows: Sequence[PaymentRow]) -> Units:
+    return Units(sum(row.log.units for row in rows))
+
+
+def _is_unreversed(row: PaymentRow) -> bool:
+    return row.status == "orphaned" and row.orphaned_from == "credited" and not row.is_reversed
+
+
+def _see_again(rows: Sequence[PaymentRow]) -> int:
+    for row in rows:
+        row.status, row.job_id, row.reason = "seen", None, None
+    return len(rows)
+
+
+def _seen_of(row: PaymentRow) -> SeenPayment:
+    return SeenPayment(
+        id=row.id,
+        sender=row.log.sender,
+        recipient=row.log.recipient,
+        units=row.log.units,
+        block_time=row.block_time,
+        evidence=row.evidence,
+        transfers_in_tx=row.transfers_in_tx,
+    )
+
+
+def _credited_of(row: PaymentRow, job: JobRow) -> CreditedPayment:
+    return CreditedPayment(
+        id=row.id,
+        job_id=job.id,
+        tx_hash=row.log.tx_hash,
+        units=row.log.units,
+        job_uuid=job.uuid,
+        service_key=None,
+        waited_s=0.0,
+    )
+
+
+def _reversed_of(
+    row: PaymentRow, job: JobRow, job_status: str, reversal: Reversal
+) -> ReversedPayment:
+    return ReversedPayment(
+        id=row.id,
+        tx_hash=row.log.tx_hash,
+        units=row.log.units,
+        job_uuid=job.uuid,
+        job_status=job_status,
+        reversal=reversal,
+    )
