@@ -23,6 +23,8 @@ JOBS_A_PAGE: Final = 1000
 _DOUBLED: Final = """
 SELECT tx_hash, array_agg(id ORDER BY id) AS payments FROM payments
  WHERE chain_id = $1 AND status <> 'orphaned'
+   AND ($3 < 0 OR tx_hash IN (SELECT tx_hash FROM payments
+                               WHERE chain_id = $1 AND status <> 'orphaned' AND block_number > $3))
  GROUP BY tx_hash
 HAVING count(*) <> count(DISTINCT log_index) OR count(DISTINCT block_hash) > 1
  ORDER BY tx_hash LIMIT $2
@@ -43,6 +45,9 @@ WITH ours AS (
            output_data
       FROM jobs
      WHERE id > $1
+       AND ($3 < 0 OR is_unbacked
+            OR id IN (SELECT job_id FROM payments
+                       WHERE chain_id = $4 AND status <> 'orphaned' AND block_number > $3))
        AND (credited_units > 0 OR is_unbacked
             OR EXISTS (SELECT FROM payments p WHERE p.job_id = jobs.id AND p.status = 'credited')
             OR EXISTS (SELECT FROM losses l WHERE l.job_id = jobs.id AND l.made_good_at IS NULL))
@@ -122,10 +127,13 @@ class AuditStore:
             )
         return {PaymentId(row["id"]) for row in rows}
 
-    async def doubled(self) -> list[DoubledTransaction]:
-        """Return transactions that count more than once, at most `MAX_FOUND`."""
+    async def doubled(self, above: int = -1) -> list[DoubledTransaction]:
+        """Return transactions that count more than once, at most `MAX_FOUND`.
+
+        Only such as have a payment above a block; -1 looks at all.
+        """
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_DOUBLED, self._chain_id, MAX_FOUND)
+            rows = await connection.fetch(_DOUBLED, self._chain_id, MAX_FOUND, above)
         return [
             DoubledTransaction(tx_hash=TxHash(row["tx_hash"]), payments=tuple(row["payments"]))
             for row in rows
@@ -137,10 +145,13 @@ class AuditStore:
             rows = await connection.fetch(_ABOVE, self._chain_id, MAX_FOUND)
         return [stored_log_of(row) for row in rows]
 
-    async def jobs(self, after: JobId) -> tuple[list[JobFacts], JobId | None]:
-        """Return a page of the jobs that money was counted for, and where the next one begins."""
+    async def jobs(self, after: JobId, above: int = -1) -> tuple[list[JobFacts], JobId | None]:
+        """Return a page of the jobs that money was counted for, and where the next one begins.
+
+        Only such as have a payment above a block, or are unbacked; -1 looks at all.
+        """
         async with self._database.connection() as connection:
-            rows = await connection.fetch(_JOBS, after, JOBS_A_PAGE)
+            rows = await connection.fetch(_JOBS, after, JOBS_A_PAGE, above, self._chain_id)
         more = JobId(rows[-1]["id"]) if len(rows) == JOBS_A_PAGE else None
         return [_job_of(row) for row in rows], more
 

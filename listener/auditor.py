@@ -42,12 +42,15 @@ MAX_WINDOW_BLOCKS: Final = 5_000
 """What the stage looks at in one step: of a backlog only the end. 17 minutes of Base."""
 LOOK_AGAIN_AFTER_S: Final = 2.0
 """What a daemon is in the middle of, a reorganisation or a reversal, is over by then."""
+HOUR_BLOCKS: Final = 18_000
+"""An hour of Base: the stage looks at the jobs of so many blocks below its window, too."""
+POSTPONED_OFTEN: Final = 3
 MAX_TOLD: Final = 10_000
 
 
 class Books(ChainBooks, Protocol):
-    async def doubled(self) -> list[DoubledTransaction]: ...
-    async def jobs(self, after: JobId) -> tuple[list[JobFacts], JobId | None]: ...
+    async def doubled(self, above: int = -1) -> list[DoubledTransaction]: ...
+    async def jobs(self, after: JobId, above: int = -1) -> tuple[list[JobFacts], JobId | None]: ...
 
 
 class Lead(Protocol):
@@ -93,16 +96,18 @@ class Audit:
         last: int,
         *,
         checkpoints: int = ALL_CHECKPOINTS,
+        rows_above: int = -1,
         on_progress: Callable[[int], None] = _nothing,
     ) -> list[Check]:
-        """Check the blocks `first` to `last`, none where that is less, and all tables.
+        """Check the blocks `first` to `last`, none where that is less, and the tables.
 
+        Of the tables what belongs to payments above block `rows_above`; -1 is all of them.
         `state` is where the cursor stood before; `last` is not above it. `on_progress` gets the
         number of blocks each time that some were read.
         """
         seen = Seen(cursor=await self._cursor(state, checkpoints))
         await self._read_blocks(seen, first, last, on_progress)
-        await self._read_tables(seen)
+        await self._read_tables(seen, rows_above)
         if not violations_of(seen, first, last):
             return checks_of(seen, first, last)
         await self._pause()
@@ -110,7 +115,7 @@ class Audit:
         state = await self.ledger.state() or state
         again = Seen(cursor=await self._cursor(state, checkpoints))
         await self._read_again(again, seen, first, last)
-        await self._read_tables(again)
+        await self._read_tables(again, rows_above)
         return [confirmed(check, suspected) for check in checks_of(again, first, last)]
 
     async def _cursor(self, state: ChainState, checkpoints: int) -> CursorFacts:
@@ -168,9 +173,9 @@ class Audit:
         if seen.is_on_chain and first <= last:
             await self._patiently(read)
 
-    async def _read_tables(self, seen: Seen) -> None:
+    async def _read_tables(self, seen: Seen, above: int) -> None:
         async def read_doubled() -> None:
-            seen.doubled = await self._books.doubled()
+            seen.doubled = await self._books.doubled(above)
 
         await self._patiently(read_doubled)
         after: JobId | None = JobId(0)
@@ -178,7 +183,7 @@ class Audit:
         async def read_page() -> None:
             nonlocal after
             assert after is not None
-            jobs, after = await self._books.jobs(after)
+            jobs, after = await self._books.jobs(after, above)
             seen.jobs += len(jobs)
             for job in jobs:
                 seen.violations += judge_job(job)
@@ -195,6 +200,7 @@ class Auditor:
         self._lead = lead
         self._metrics = metrics
         self._done: int | None = None
+        self._postponed = 0
         self._told: set[tuple[Invariant, str]] = set()
         for invariant in Invariant:
             metrics.violations.labels(invariant=invariant)
@@ -207,7 +213,11 @@ class Auditor:
         try:
             await self._step()
         except Retryable as exc:
-            log.info("audit.postponed", reason=str(exc))
+            self._postponed += 1
+            tell = log.warning if self._postponed >= POSTPONED_OFTEN else log.info
+            tell("audit.postponed", reason=str(exc), times=self._postponed)
+        else:
+            self._postponed = 0
         return False
 
     async def _step(self) -> None:
@@ -222,7 +232,12 @@ class Auditor:
             max(last - MAX_WINDOW_BLOCKS, last if state.start is None else state.start, done) + 1
         )
         checks = await self._audit.run(
-            state, min(first, last + 1), last, checkpoints=CHECKPOINTS_A_STEP
+            state,
+            min(first, last + 1),
+            last,
+            checkpoints=CHECKPOINTS_A_STEP,
+            # What a payment leads to takes its time.
+            rows_above=max(-1, first - 1 - HOUR_BLOCKS),
         )
         self._done = last
         for check in checks:

@@ -271,6 +271,9 @@ class Stages:
     async def _start_listening(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
         chain, metrics = self._settings.chain, self._metrics
         leader = self._build_leader()
+        self._driver.health.add_note(
+            "listener", lambda: None if leader.epoch else "another daemon reads the chain"
+        )
         stack.push_async_callback(leader.close)
         await self._driver.until_done("lead", leader.step)
         # Whoever stands by must try often: a lead that was lost is to be taken within 10 s.

@@ -43,7 +43,7 @@ class Driver:
     """Drives stages and turns their errors into waiting, log lines and `/readyz` reasons."""
 
     def __init__(self, health: Health) -> None:
-        self._health = health
+        self.health = health
 
     async def drive(
         self,
@@ -72,7 +72,7 @@ class Driver:
             if failures:
                 log.info("stage.recovered", stage=name, after_failures=failures)
             failures = 0
-            self._health.clear(name)
+            self.health.clear(name)
             if not more:
                 await bell.wait(poll_s)
 
@@ -86,7 +86,7 @@ class Driver:
                 failures += 1
                 await asyncio.sleep(self._failed(name, exc, failures))
             else:
-                self._health.clear(name)
+                self.health.clear(name)
                 return result
 
     def _failed(self, name: str, exc: Exception, failures: int) -> float:
@@ -102,7 +102,7 @@ class Driver:
                 part, trouble = name, str(exc)
             case _:
                 part, trouble = name, f"internal error: {type(exc).__name__}"
-        is_news = self._health.report(part, name, trouble)
+        is_news = self.health.report(part, name, trouble)
         if isinstance(exc, Retryable):
             delay_s = LOOP_BACKOFF.delay_s(failures, random.random)
             if is_news:

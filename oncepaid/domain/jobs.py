@@ -31,8 +31,8 @@ class JobStatus(StrEnum):
     PENDING = "pending"
     """Waits for money. The settler moves it on. A crash leaves it as it is."""
     PAID = "paid"
-    """Credited in full. The generator claims it; the settler takes it back to `pending` where its
-    money left the chain. A crash leaves it for the next claim."""
+    """Credited in full. The generator claims it; the reverser takes it back to `pending` where
+    its money left the chain. A crash leaves it for the next claim."""
     IN_PROGRESS = "in_progress"
     """Claimed until `lease_until`, or answered and waiting for the finisher (`lease_until` null).
     After a crash the lease runs out and the job is claimed again under a new attempt."""

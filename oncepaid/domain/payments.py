@@ -26,7 +26,8 @@ class PaymentStatus(StrEnum):
     """Money that an operator must see; `reason` says why."""
     ORPHANED = "orphaned"
     """Its block left the chain: the money did not arrive, or arrived as another row. Where it was
-    `credited`, the settler reverses that; a block that comes back makes it `seen` again."""
+    `credited`, the reverser takes that back. A block that comes back makes it `seen` again, or
+    what it was where that still stands: an operator's decision, a credit not yet reversed."""
     REFUNDED = "refunded"
     """Sent back by the operator."""
     IGNORED = "ignored"

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import asyncpg
 
+from devchain.anvil import reorg
 from devchain.daemon import Daemon, config_of
 from devchain.stack import Stack
 from devchain.wallet import Wallet
@@ -69,7 +70,10 @@ class Cast:
         self.sql: asyncpg.Connection
         self.crashed = False
         self.daemon: Daemon
+        self.is_tampered_with = False
+        """The rows are not what the daemon left."""
         self._is_stopping = False
+        self._still = asyncio.Lock()
         self._zygote = zygote
         self._url = url
         self._config = folder / "oncepaid.toml"
@@ -121,10 +125,28 @@ class Cast:
             assert status in CRASHES, f"exit {status}: {daemon.events[-5:]} {daemon.other_output}"
             assert not self.crashed, "crashed twice"
             self.crashed = True
+            await self._look_at_what_is_left()
             await self.end_leases()
             if self._is_stopping:
                 return
             request = self.request()
+
+    async def _look_at_what_is_left(self) -> None:
+        """Right after a crash: a second look by the next daemon would mend much of it."""
+        if self.is_tampered_with:
+            return
+        sql = await asyncpg.connect(self._url)
+        try:
+            if await sql.fetchval("SELECT to_regclass('losses') IS NOT NULL"):
+                async with self._still:
+                    await self.assert_sound("right after the crash", sql)
+        finally:
+            await sql.close()
+
+    async def reorg(self, depth: int) -> None:
+        """Replace the newest blocks by others, without their transactions."""
+        async with self._still:
+            await reorg(self.stack.rpc, depth)
 
     async def end_leases(self) -> None:
         """A killed worker's lease runs on the database's clock: move the lease, not the clock."""
@@ -239,11 +261,11 @@ class Cast:
         await self._supervisor
         return status
 
-    async def assert_sound(self, moment: str = "") -> None:
+    async def assert_sound(self, moment: str, sql: asyncpg.Connection | None = None) -> None:
+        """Fail unless everything holds that always holds."""
         prompts = prompts_of(self.claude.requests)
-        await assert_sound(
-            self.sql, self.stack.usdc, self.stack.merchant, prompts=prompts, moment=moment
-        )
+        usdc, merchant = self.stack.usdc, self.stack.merchant
+        await assert_sound(sql or self.sql, usdc, merchant, prompts=prompts, moment=moment)
 
     async def insert_phantom(self, block_number: int) -> str:
         """Insert a payment that never was, with the look of another; returns its transaction."""

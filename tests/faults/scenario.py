@@ -1,6 +1,6 @@
 """One story that passes every crash point, told to whichever daemon is alive."""
 
-from devchain.anvil import mine, reorg
+from devchain.anvil import mine
 from tests.fakes.claude_server import error
 from tests.faults.cast import FINALIZED_AGE_S, SAFE_AGE_S, Cast
 from tests.faults.soundness import assert_at_rest
@@ -58,7 +58,7 @@ async def _reorgs(cast: Cast) -> None:
     await cast.until_status(begun, "in_progress")
     gone.append(await cast.pay(waiting))
     await cast.until_status(waiting, "paid")
-    await reorg(cast.stack.rpc, len(gone))
+    await cast.reorg(len(gone))
     await cast.until(
         "a reversal",
         """
@@ -91,6 +91,7 @@ async def _second_look(cast: Cast) -> None:
         """,
         tx_hash,
     )
+    cast.is_tampered_with = True
     async with cast.sql.transaction():
         number = await cast.sql.fetchval(
             """
@@ -103,14 +104,17 @@ async def _second_look(cast: Cast) -> None:
         await cast.sql.execute("DELETE FROM payments WHERE tx_hash = $1", tx_hash)
     await cast.until("the lost one found", query, tx_hash)
     await cast.until_orphaned(phantom)
+    cast.is_tampered_with = False
 
 
 async def _contradicted(cast: Cast) -> None:
     """A row above the cursor that the next range does not have."""
     (job,) = await cast.insert_jobs(1)
+    cast.is_tampered_with = True
     phantom = await cast.insert_phantom(1 + await cast.until_head())
     await cast.pay(job)
     await cast.until_orphaned(phantom)
+    cast.is_tampered_with = False
     await cast.until_done(job)
 
 
@@ -122,7 +126,7 @@ async def _below_finalized(cast: Cast) -> None:
     await mine(cast.stack.rpc, 1, seconds_later=FINALIZED_AGE_S + 1)
     query = "SELECT finalized_number >= $1 FROM chain_cursor"
     await cast.until(f"block {number} final", query, number)
-    await reorg(cast.stack.rpc, 2)
+    await cast.reorg(2)
     await cast.until("a conflict", "SELECT conflict IS NOT NULL FROM chain_cursor")
     (job,) = await cast.insert_jobs(1)
     await cast.pay(job)

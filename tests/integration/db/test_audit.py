@@ -323,3 +323,19 @@ async def test_a_conflict_is_resolved_once(database: Database) -> None:
     logged = await rows(database, "SELECT who, details FROM audit_log ORDER BY id")
     assert [one["details"]["accepted"] for one in logged] == [False, True]
     assert {one["details"]["why"] for one in logged} == {"the node lied"}
+
+
+async def test_the_slow_audit_reads_only_what_is_near_its_window(database: Database) -> None:
+    _, payment = await paid(database)
+    await copy(database, payment, "log_index", 4711)
+    await execute(
+        database, "UPDATE payments SET block_hash = $1 WHERE log_index = 4711", header(77).hash
+    )
+    store = AuditStore(database, CHAIN)
+    block = (await rows(database, "SELECT max(block_number) AS n FROM payments"))[0]["n"]
+    for above, found in ((-1, 1), (block - 1, 1), (block, 0)):
+        assert len(await store.doubled(above)) == found
+        jobs, _ = await store.jobs(JobId(0), above)
+        assert len(jobs) == found
+    await execute(database, "UPDATE jobs SET is_unbacked = true")
+    assert len((await store.jobs(JobId(0), block))[0]) == 1
