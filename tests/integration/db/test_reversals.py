@@ -444,3 +444,23 @@ async def test_amounts_below_a_raised_price_add_up_and_are_decided_once(
     ids = await match(database, *(observed(job.unique_amount) for _ in range(2)))
     assert await standing(database, ids) == [("matched", None)] * 2
     assert await ledger.reconsider_partials() == 0
+
+
+async def test_a_job_that_is_paid_in_part_only_is_not_begun_again(
+    database: Database, reversals: ReversalStore
+) -> None:
+    """Its call was given back before the reverser saw that half of its money is gone."""
+    job = await add_job(database, price="2")
+    first, _ = await credit(database, job, PRICE, PRICE)
+    claimed = await claim_one(database)
+    await orphan(database, first)
+    await reversals.reverse_orphaned(reverse, LIMIT)
+    await JobStore(database).release([claimed.attempt])
+    assert await state(database, job) == {
+        "status": "paid",
+        "credited_units": PRICE,
+        "is_unbacked": True,
+    }
+    assert await JobStore(database).claim(5, timedelta(minutes=1)) == []
+    assert (await reversals.reverse_orphaned(reverse, LIMIT)).reopened == [claimed.uuid]
+    assert (await state(database, job))["status"] == "pending"

@@ -1,6 +1,7 @@
 """The cursor and the rows that it covers move together, and a log is stored once."""
 
 import asyncio
+from collections.abc import Awaitable
 
 import asyncpg
 import pytest
@@ -10,6 +11,7 @@ from db.pool import Database
 from db.ranges import RangeStore
 from oncepaid.domain.chain import BlockRef
 from oncepaid.domain.errors import NotLeading
+from oncepaid.domain.payments import PaymentId
 from tests.integration.db.support import (
     CHAIN,
     EPOCH,
@@ -163,3 +165,33 @@ async def test_two_listeners_store_a_range_once(database: Database, ledger: Rang
         *[(False, 0)] * 3,
         (True, 50),
     ]
+
+
+@pytest.mark.parametrize("epoch", [EPOCH - 1, EPOCH + 1])
+async def test_under_another_epoch_nothing_is_written(
+    database: Database, ledger: RangeStore, epoch: int
+) -> None:
+    """A leader that slept, at each write that it may wake up in."""
+    await ledger.store_range(cursor_at(0), header(3), [observed(1)], epoch=EPOCH)
+    before = await _everything(database)
+    stale: list[Awaitable[object]] = [
+        ledger.store_range(cursor_at(3), header(4), [observed(2)], epoch=epoch),
+        ledger.store_range(
+            cursor_at(3), header(4), [observed(2)], epoch=epoch, gone=[PaymentId(1)]
+        ),
+        ledger.rewind(cursor_at(3), header(0), [PaymentId(1)], epoch=epoch),
+        ledger.repair(
+            3, [observed(2)], [PaymentId(1)], epoch=epoch, checked=3, anchor=cursor_at(3)
+        ),
+        ledger.mark_finalized(header(0), anchor=cursor_at(3), epoch=epoch),
+        ledger.declare_conflict("nothing", epoch=epoch),
+    ]
+    for write in stale:
+        with pytest.raises(NotLeading):
+            await write
+        assert await _everything(database) == before
+
+
+async def _everything(database: Database) -> list[list[dict[str, object]]]:
+    tables = ("payments", "chain_cursor", "chain_checkpoints")
+    return [await rows(database, f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
