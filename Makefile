@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 NPM     = $(shell command -v npm || echo $(BIN)/npm)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install demo test check format bench faults lock clean
+.PHONY: install compiled demo test check format bench faults lock clean
 
 install: $(VENV)/.installed devchain/node_modules/.installed
 
@@ -15,7 +15,8 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "oncepaid needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements-dev.lock
+	$(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python \
+	  requirements-dev.lock
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	command -v npm >/dev/null || $(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python \
 	  --requirement requirements-node.lock
@@ -28,7 +29,11 @@ devchain/node_modules/.installed: devchain/package.json devchain/package-lock.js
 demo: install
 	$(BIN)/oncepaid demo $(ARGS)
 
-test: install
+# Where the environment forbids bytecode to be written, each daemon of a test would compile for 5 s.
+compiled: install
+	@$(BIN)/python -m compileall -q oncepaid listener processors db devchain
+
+test: compiled
 	$(BIN)/pytest $(ARGS)
 
 check: install
@@ -46,7 +51,7 @@ bench: install
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # Slow campaigns, with the score of the fault matrix; `make test` holds a short deterministic slice.
-faults: install
+faults: compiled
 	$(BIN)/pytest -m "slow or fault" --timeout 1800 --score docs/reliability-score.md $(ARGS)
 
 # Pins every dependency by hash. Never records where packages were downloaded from.
