@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
+import structlog
 
 from db.pool import HOST_REFUSES, Connection, Database
 from db.reversals import HAS_UNREVERSED
@@ -24,6 +25,8 @@ from oncepaid.domain.generation import (
 from oncepaid.domain.jobs import MAX_INPUT_BYTES, AttemptId, ClaimedJob, JobId
 from oncepaid.domain.text import storable_text
 
+log = structlog.get_logger()
+
 Decide = Callable[[AnsweredJob], Verdict]
 
 # `now()` may be older than a credit that the statement sees: what is started is timed by the clock.
@@ -39,6 +42,7 @@ WITH due AS (
        AND NOT is_unbacked AND NOT {HAS_UNREVERSED}
        AND (status = 'paid' AND next_attempt_at <= now()
             OR status = 'in_progress' AND lease_until < now())
+       AND ($4::bigint IS NULL OR id = $4)
      ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
 ), lost AS (
     UPDATE generation_attempts a
@@ -70,6 +74,17 @@ RETURNING j.id, j.job_uuid::text AS job_uuid, begun.id AS attempt_id, begun.atte
           coalesce((SELECT coalesce(s.is_active, true) FROM skills s WHERE s.id = j.skill_id),
                    false) AS is_active
 """
+
+_DUE = """
+SELECT id, job_uuid::text AS job_uuid FROM jobs
+ WHERE credited_units > 0 AND completed_at IS NULL AND NOT is_unbacked
+   AND (status = 'paid' AND next_attempt_at <= now()
+        OR status = 'in_progress' AND lease_until < now())
+ ORDER BY id LIMIT $1
+"""
+
+MOST_REFUSED: Final = 100
+"""Jobs that a host's rules may refuse before those behind them have to wait."""
 
 # A job that a host holds locked keeps the lease that it has; the others must not wait for it.
 _KEEP_LEASES = """
@@ -165,9 +180,25 @@ class JobStore:
 
     async def claim(self, limit: int, lease: timedelta) -> list[ClaimedJob]:
         """Claim up to `limit` jobs that are paid or whose lease ran out; writes their attempts."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(_CLAIM, limit, lease, MAX_INPUT_BYTES)
+        try:
+            async with self._database.connection() as connection:
+                rows = await connection.fetch(_CLAIM, limit, lease, MAX_INPUT_BYTES, None)
+        except HOST_REFUSES:
+            rows = await self._claim_one_by_one(limit, lease)
         return [_claimed_of(row) for row in rows]
+
+    async def _claim_one_by_one(self, limit: int, lease: timedelta) -> list[asyncpg.Record]:
+        """Claim job by job: the host's own constraints or triggers refuse one, and no other."""
+        claimed: list[asyncpg.Record] = []
+        async with self._database.connection() as connection:
+            for job in await connection.fetch(_DUE, MOST_REFUSED + limit):
+                try:
+                    claimed += await connection.fetch(_CLAIM, 1, lease, MAX_INPUT_BYTES, job["id"])
+                except HOST_REFUSES as exc:
+                    log.error("job.refused", job_uuid=job["job_uuid"], problem=str(exc))
+                if len(claimed) == limit:
+                    break
+        return claimed
 
     async def keep_leases(self, attempts: Sequence[AttemptId], lease: timedelta) -> set[AttemptId]:
         """Extend the leases that these attempts still hold, and return which they are."""

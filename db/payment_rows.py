@@ -8,6 +8,7 @@ import orjson
 
 from db.pool import Connection
 from oncepaid.domain.chain import Address, BlockHash, BlockRef, TxHash
+from oncepaid.domain.errors import InconsistentNode
 from oncepaid.domain.memo import Memo
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import (
@@ -28,6 +29,10 @@ _STANDS: Final = (
     " OR (q.orphaned_from = 'credited' AND q.reversed_at IS NULL)"
 )
 
+BARE: Final = """(q.evidence = '[]' AND (
+    q.status = 'seen' OR (q.status = 'unmatched' AND q.reason = 'no_memo')))"""
+"""A payment without a memo that was not counted: it may have one that a node did not tell of."""
+
 INSERT_PAYMENTS: Final = f"""
     INSERT INTO payments AS q (chain_id, tx_hash, log_index, block_number, block_hash, block_time,
                                sender, recipient, amount_units, memo, memo_source, evidence,
@@ -45,11 +50,19 @@ INSERT_PAYMENTS: Final = f"""
        SET status = CASE WHEN {_STANDS} THEN q.orphaned_from ELSE 'seen' END,
            job_id = CASE WHEN {_STANDS} THEN q.job_id END,
            reason = CASE WHEN {_STANDS} THEN q.reason END,
-           orphaned_from = NULL, orphaned_at = NULL, reversed_at = NULL
-     WHERE q.status = 'orphaned'
+           orphaned_from = NULL, orphaned_at = NULL, reversed_at = NULL,
+           memo = coalesce(q.memo, excluded.memo),
+           memo_source = coalesce(q.memo_source, excluded.memo_source),
+           evidence = CASE WHEN q.evidence = '[]' THEN excluded.evidence ELSE q.evidence END,
+           transfers_in_tx = greatest(q.transfers_in_tx, excluded.transfers_in_tx)
+     WHERE q.status = 'orphaned' OR ({BARE} AND excluded.evidence <> '[]')
     RETURNING 1
 """
-"""Takes the chain's id and the twelve columns of `columns_of`."""
+"""Takes the chain's id and the twelve columns of `columns_of`.
+
+A payment whose block came back counts again; one whose memo a short answer had left out is decided
+anew. Every other row that is there already stays as it is.
+"""
 
 
 async def insert_payments(
@@ -57,7 +70,10 @@ async def insert_payments(
 ) -> int:
     """Store payments; returns how many were new, or came back from being orphaned."""
     sql = INSERT_PAYMENTS.format(condition="true")
-    return len(await connection.fetch(sql, chain_id, *columns_of(payments)))
+    try:
+        return len(await connection.fetch(sql, chain_id, *columns_of(payments)))
+    except asyncpg.UniqueViolationError as exc:
+        raise InconsistentNode(f"a payment is there twice: {exc.detail}") from exc
 
 
 def columns_of(payments: Sequence[ObservedPayment]) -> list[list[Any]]:

@@ -7,7 +7,7 @@ import asyncpg
 
 from db.deciding import lock_named_jobs, write_decisions
 from db.payment_rows import LOG_COLUMNS, evidence_of, stored_log_of
-from db.pool import Database
+from db.pool import HOST_REFUSES, Connection, Database
 from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import DecidedPayment, Decision
@@ -101,25 +101,40 @@ RETURNING p.id, p.job_id, p.tx_hash, p.amount_units, paid.job_uuid::text AS job_
        extract(epoch FROM p.credited_at - p.matched_at)::float8 AS waited_s
 """
 
-# What a host's flapping prices, or a part that was orphaned and came back, can leave behind: sums
-# that are enough, and nobody who looks. They are decided anew.
+# What a host that changes prices or statuses, or a reorganisation between a matcher's look and its
+# decision, can leave behind: money for a job that waits for it, and nobody who looks. It is decided
+# anew: what was too small and is enough together, and what was one too many and is not.
 _RECONSIDER = """
-WITH enough AS (
-    SELECT p.job_id FROM payments p JOIN jobs j ON j.id = p.job_id
-     WHERE p.status = 'unmatched' AND p.reason = 'underpaid' AND p.chain_id = $1
+WITH waiting AS (
+    SELECT j.id, j.price_usdc,
+           coalesce(sum(p.amount_units) FILTER (WHERE p.reason = 'underpaid'), 0) AS partial
+      FROM payments p JOIN jobs j ON j.id = p.job_id
+     WHERE p.status = 'unmatched' AND p.reason IN ('underpaid', 'duplicate') AND p.chain_id = $1
        AND (j.status = 'pending' OR j.is_unbacked) AND j.price_usdc IS NOT NULL
-     GROUP BY p.job_id, j.price_usdc HAVING sum(p.amount_units) >= j.price_usdc * 1000000
-     LIMIT 500
-), waiting AS (
-    SELECT p.id FROM payments p JOIN enough USING (job_id)
-     WHERE p.status = 'unmatched' AND p.reason = 'underpaid'
-     ORDER BY p.id FOR UPDATE OF p SKIP LOCKED
+     GROUP BY j.id
+), enough AS (
+    SELECT w.id, w.partial, w.price_usdc * 1000000 AS price,
+           (SELECT coalesce(sum(amount_units), 0) FROM payments
+             WHERE job_id = w.id AND status IN ('matched', 'credited')) AS covered
+      FROM waiting w
+), again AS (
+    SELECT p.id FROM payments p JOIN enough e ON e.id = p.job_id
+     WHERE p.status = 'unmatched' AND e.covered < greatest(e.price, 1)
+       AND (p.reason = 'duplicate'
+            OR (p.reason = 'underpaid' AND e.partial + e.covered >= e.price))
+     ORDER BY p.id LIMIT 500 FOR UPDATE OF p SKIP LOCKED
 )
 UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
-  FROM waiting WHERE payments.id = waiting.id
+  FROM again WHERE payments.id = again.id
 RETURNING payments.id
 """
 
+
+_JOBS_OF = """
+SELECT j.job_uuid::text AS job_uuid, array_agg(p.id ORDER BY p.id) AS payments
+  FROM payments p JOIN jobs j ON j.id = p.job_id
+ WHERE p.id = ANY($1::bigint[]) GROUP BY j.id ORDER BY j.id
+"""
 
 _FIRST: Final = PaymentId(0)
 
@@ -166,18 +181,40 @@ class PaymentStore:
         job or raised its price meanwhile, they become `unmatched` again, with the reason. While the
         chain is in conflict with what was final, nothing is credited.
         """
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(_CREDIT, payments, self._chain_id)
-            credited = {row["id"] for row in rows}
-            rest = [payment for payment in payments if payment not in credited]
-            returned = await connection.fetch(_UNMATCH, rest) if rest else []
+        try:
+            async with self._database.transaction() as connection:
+                return await self._credit(connection, payments)
+        except HOST_REFUSES:
+            return await self._credit_one_by_one(payments)
+
+    async def _credit(self, connection: Connection, payments: Sequence[PaymentId]) -> Crediting:
+        rows = await connection.fetch(_CREDIT, payments, self._chain_id)
+        credited = {row["id"] for row in rows}
+        rest = [payment for payment in payments if payment not in credited]
+        returned = await connection.fetch(_UNMATCH, rest) if rest else []
         return Crediting(
             credited=[_credited_of(row) for row in rows],
             returned=[_returned_of(row) for row in returned],
         )
 
-    async def reconsider_partials(self) -> int:
-        """Have partial payments that are enough together decided anew; returns how many."""
+    async def _credit_one_by_one(self, payments: Sequence[PaymentId]) -> Crediting:
+        """Credit job by job: the host's own constraints or triggers refuse one of them."""
+        async with self._database.connection() as connection:
+            jobs = await connection.fetch(_JOBS_OF, payments)
+        done = Crediting(credited=[], returned=[])
+        for job in jobs:
+            try:
+                async with self._database.transaction() as connection:
+                    one = await self._credit(connection, job["payments"])
+            except HOST_REFUSES as exc:
+                done.refused[job["job_uuid"]] = str(exc)
+                continue
+            done.credited.extend(one.credited)
+            done.returned.extend(one.returned)
+        return done
+
+    async def reconsider(self) -> int:
+        """Have money decided anew that its job waits for after all; returns how many payments."""
         async with self._database.connection() as connection:
             return len(await connection.fetch(_RECONSIDER, self._chain_id))
 

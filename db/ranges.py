@@ -12,6 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from db.payment_rows import (
+    BARE,
     INSERT_PAYMENTS,
     LOG_COLUMNS,
     columns_of,
@@ -178,6 +179,32 @@ class RangeStore:
         """Return the payments that count in these blocks, or are of these transactions."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(_LIVE_LOGS, self._chain_id, first, last, list(tx_hashes))
+        return [stored_log_of(row) for row in rows]
+
+    async def bare_logs(self, first: int, last: int) -> list[StoredLog]:
+        """Return the payments of these blocks that have no memo and were not counted."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {LOG_COLUMNS} FROM payments q
+                 WHERE chain_id = $1 AND status <> 'orphaned' AND block_number BETWEEN $2 AND $3
+                   AND {BARE}
+                """,
+                *(self._chain_id, first, last),
+            )
+        return [stored_log_of(row) for row in rows]
+
+    async def newest_logs(self, *, below: int, limit: int) -> list[StoredLog]:
+        """Return the payments that count below a height, the highest first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {LOG_COLUMNS} FROM payments
+                 WHERE chain_id = $1 AND status <> 'orphaned' AND block_number < $2
+                 ORDER BY block_number DESC, log_index DESC LIMIT $3
+                """,
+                *(self._chain_id, below, limit),
+            )
         return [stored_log_of(row) for row in rows]
 
     async def state(self) -> ChainState | None:

@@ -61,9 +61,9 @@ SELECT job_id, sum(amount_units) AS units FROM payments
 """
 
 # Work that was begun for money that is gone, and that ended without a result: nothing was lost.
-_LOCK_GIVEN_UP: Final = """
+_LOCK_GIVEN_UP: Final = f"""
 SELECT id, job_uuid::text AS job_uuid, attempt_id FROM jobs
- WHERE is_unbacked
+ WHERE is_unbacked AND NOT {HAS_UNREVERSED}
    AND (status = 'paid' OR (status = 'in_progress' AND lease_until < now()))
  ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
 """

@@ -33,22 +33,29 @@ class Arbiter:
         self._token = token
 
     async def judge(
-        self, rows: Sequence[StoredLog], main: Caller, second: Caller | None
+        self,
+        rows: Sequence[StoredLog],
+        main: Caller,
+        second: Caller | None,
+        *,
+        anchor: BlockRef,
     ) -> Verdict:
         """Judge rows by the chain of `main`; `second` is asked where that has no log of a row.
 
         A row is gone where another block stands at its height, or where no endpoint that can tell
-        has its log. Raises `NodeBehind` where one cannot tell, and `Retryable` errors of both.
+        has its log. `anchor` is the end of the range that was read: `main` must have it in the same
+        request, or it was another backend that answered. Raises `NodeBehind` where `main` cannot
+        tell, `InconsistentNode` without the anchor, and `Retryable` errors of both.
         """
-        standings = await self.standings(rows, main)
+        standings = await self.standings(rows, main, anchor)
         absent = [row for row in rows if standings[row.id] is Standing.ABSENT]
         if absent and second is not None:
-            # Presence is believed; a fork of the other one says nothing of this chain.
+            # Presence is believed; that the other one cannot tell either changes nothing.
             elsewhere = await self.standings(absent, second)
             standings |= {
                 number: standing
                 for number, standing in elsewhere.items()
-                if standing is not Standing.REPLACED
+                if standing is Standing.PROVEN
             }
         for row in rows:
             if standings[row.id] is Standing.UNKNOWN:
@@ -59,10 +66,12 @@ class Arbiter:
         return Verdict(gone=[row.id for row in rows if row.id not in kept], kept=kept)
 
     async def standings(
-        self, rows: Sequence[StoredLog], caller: Caller
+        self, rows: Sequence[StoredLog], caller: Caller, anchor: BlockRef | None = None
     ) -> dict[PaymentId, Standing]:
-        """Return how each row stands with what `caller` has."""
+        """Return how each row stands with what `caller` has, on the chain of `anchor`."""
         heights = sorted({row.block.number for row in rows})
+        if anchor is not None:
+            heights = sorted({*heights, anchor.number})
         hashes = list(dict.fromkeys(row.tx_hash for row in rows))
         calls = [header_call(height) for height in heights]
         calls += [Call(method="eth_getTransactionReceipt", params=(one,)) for one in hashes]
@@ -70,6 +79,9 @@ class Arbiter:
         for at in range(0, len(calls), CALLS_AT_ONCE):
             answers += await caller.call_all(calls[at : at + CALLS_AT_ONCE])
         blocks = dict(zip(heights, map(decode_contents, answers[: len(heights)]), strict=True))
+        end = None if anchor is None else blocks[anchor.number]
+        if anchor is not None and (end is None or end.ref != anchor):
+            raise InconsistentNode(f"the node has not block {anchor}, by which a range was read")
         receipts = {
             tx_hash: decode_receipt(answer, self._token)
             for tx_hash, answer in zip(hashes, answers[len(heights) :], strict=True)
@@ -78,15 +90,6 @@ class Arbiter:
             row.id: standing_of(row, blocks[row.block.number], receipts[row.tx_hash])
             for row in rows
         }
-
-
-def split_by_transaction(
-    rows: Sequence[StoredLog], logs: Sequence[TransferLog]
-) -> tuple[list[StoredLog], list[StoredLog]]:
-    """Return the rows whose transaction was told of in another block, and the others."""
-    told = _blocks_of(logs)
-    moved = [row for row in rows if told.get(row.tx_hash, row.block) != row.block]
-    return moved, [row for row in rows if row not in moved]
 
 
 def refuse_two_blocks(

@@ -89,7 +89,7 @@ class ChainAudit:
 
     async def range(self, step: FetchRange, asked: Endpoint) -> RangeFacts:
         """Read one range. Raises `RangeRefused` where it is too much."""
-        _, logs = await RangeReader(asked, self._watch).read(step, None)
+        end, logs = await RangeReader(asked, self._watch).read(step, None)
         went = await self._went(step, asked)
         rows = await self._ledger.live_logs(step.first, step.last)
         credited = await self._books.credited_in(step.first, step.last)
@@ -97,7 +97,9 @@ class ChainAudit:
         gone: set[PaymentId] = set()
         if difference.extra:
             second = self._rpc.pinned(self._rpc.current) if self._rpc.count > 1 else None
-            verdict = await Arbiter(self._watch.token).judge(difference.extra, asked, second)
+            verdict = await Arbiter(self._watch.token).judge(
+                difference.extra, asked, second, anchor=end.ref
+            )
             gone = set(verdict.gone)
         came = Counter[Address]()
         for log in logs:

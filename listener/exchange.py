@@ -147,7 +147,7 @@ class Exchange:
                 status, retry_after_s = response.status, _pause_in(response.headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             # The exception's text may hold the URL with its key; its type says enough.
-            raise NodeUnavailable(f"{label_of(url)}: {type(exc).__name__}") from exc
+            raise NodeUnavailable(f"{label_of(url)} {_why(exc)}") from exc
         try:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError as exc:
@@ -229,3 +229,13 @@ def _error_in(error: Json, reply: _Reply) -> CallError:
         status=reply.status,
         retry_after_s=reply.retry_after_s,
     )
+
+
+def _why(exc: Exception) -> str:
+    match exc:
+        case TimeoutError():
+            return "did not answer in time"
+        case aiohttp.ClientConnectorError():
+            return "cannot be reached"
+        case _:
+            return f"broke off ({type(exc).__name__})"

@@ -79,7 +79,7 @@ class RangeReader:
         end = head if step.last == head.number else await self._end_of(step)
         transfers = await self._transfers(step)
         after, transactions = await self._verify_and_read(cursor, end, transfers)
-        payments = await self._observe(transfers, transactions, after)
+        payments = await self._observe(transfers, transactions, after, transfers)
         return Range(end=after, fetched=step, payments=payments)
 
     async def read(
@@ -102,13 +102,22 @@ class RangeReader:
             raise RangeMoved(f"block {step.last} was replaced while its range was read")
         return after, transfers
 
-    async def observe(self, transfers: Sequence[TransferLog], end: Header) -> list[ObservedPayment]:
-        """Return transfers with what they carry; `end` is the verified end of their range."""
+    async def observe(
+        self, transfers: Sequence[TransferLog], end: Header, *, among: Sequence[TransferLog]
+    ) -> list[ObservedPayment]:
+        """Return transfers with what they carry; `end` is the verified end of their range.
+
+        `among` are all transfers of that range.
+        """
+        if not transfers:
+            return []
         hashes = list(dict.fromkeys(transfer.tx_hash for transfer in transfers))
         calls = [Call(method="eth_getTransactionByHash", params=(h,)) for h in hashes]
-        answers = await self._rpc.call_all(calls) if calls else []
+        answers = await self._rpc.call_all(calls)
         found = dict(zip(hashes, map(decode_transaction, answers), strict=True))
-        return await self._observe(transfers, _checked_transactions(transfers, found, end.ref), end)
+        return await self._observe(
+            transfers, _checked_transactions(transfers, found, end.ref), end, among
+        )
 
     async def _transfers(self, step: FetchRange) -> list[TransferLog]:
         logs = await self._logs(step)
@@ -162,12 +171,13 @@ class RangeReader:
         transfers: Sequence[TransferLog],
         transactions: dict[TxHash, Transaction],
         end: Header,
+        among: Sequence[TransferLog],
     ) -> list[ObservedPayment]:
         token = self._watch.token
         indirect = [t for t in transfers if not is_direct_call(transactions[t.tx_hash], token)]
         authorizations = await self._authorizations(indirect)
         times = await self._block_times(transfers, end)
-        company = Counter((t.tx_hash, t.recipient) for t in transfers)
+        company = Counter((t.tx_hash, t.recipient) for t in among)
         return [
             ObservedPayment(
                 log=t,

@@ -24,6 +24,10 @@ FIRST_PAGE: Final = 16
 PAGE: Final = 200
 YOUNG_MS: Final = 5_000
 """Of chain time, that a head may be behind another and still be on the living chain."""
+YOUNG_BLOCKS: Final = 25
+"""The same in blocks of Base, for a dead node whose last block has a time in the future."""
+LOOKS_BEFORE_CONFLICT: Final = 4
+"""A contradiction must be there so often in a row: it stops all crediting until somebody acts."""
 HIGHEST: Final = 2**63 - 1
 
 
@@ -35,6 +39,8 @@ class Checkpoint(Protocol):
 class ChainState(Protocol):
     @property
     def finalized(self) -> int: ...
+    @property
+    def start(self) -> int | None: ...
 
 
 class Ledger(Protocol):
@@ -43,6 +49,7 @@ class Ledger(Protocol):
     async def live_logs(
         self, first: int, last: int, tx_hashes: Sequence[TxHash] = ()
     ) -> list[StoredLog]: ...
+    async def newest_logs(self, *, below: int, limit: int) -> list[StoredLog]: ...
     async def rewind(
         self, cursor: BlockRef, to: Header, gone: Sequence[PaymentId], *, epoch: int
     ) -> list[OrphanedPayment] | None: ...
@@ -56,6 +63,11 @@ class ReorgWalker:
         self._rpc = rpc
         self._ledger = ledger
         self._metrics = metrics
+        self._contradictions = 0
+
+    def note_progress(self) -> None:
+        """Note that a range was read upon the cursor: what contradicted it before is over."""
+        self._contradictions = 0
 
     async def recover(self, cursor: BlockRef, *, epoch: int) -> None:
         """Take the cursor back to the highest checkpoint that the chain still has.
@@ -102,7 +114,8 @@ class ReorgWalker:
         ours = await ChainReader(self._rpc).header("latest")
         if header is None or header.ref != cursor or head is None or ours is None:
             return
-        if head.timestamp_ms >= ours.timestamp_ms - YOUNG_MS:
+        is_young = head.timestamp_ms >= ours.timestamp_ms - YOUNG_MS
+        if is_young and head.number >= ours.number - YOUNG_BLOCKS:
             self._metrics.disagreements.inc()
             log.warning("node.on_a_fork", endpoint=self._rpc.endpoint, other=other.label)
             raise InconsistentNode(f"{other.label} still has block {cursor}")
@@ -123,13 +136,19 @@ class ReorgWalker:
                 case RewindTo(ancestor=found):
                     return on_chain[found]
                 case BelowFinalized(block=block):
-                    what = f"block {block} was final, and {self._rpc.endpoint} has another one"
+                    what = (
+                        f"block {block} was final, and {self._rpc.endpoint} has another one"
+                        " (see `oncepaid conflict show`)"
+                    )
+                    self._contradictions += 1
+                    if self._contradictions < LOOKS_BEFORE_CONFLICT:
+                        raise InconsistentNode(what)
                     await self._ledger.declare_conflict(what, epoch=epoch)
                     raise ChainConflict(what)
                 case LookDeeper():
                     lowest = blocks[-1].number
                     below, limit = lowest, PAGE
-        return await self._below_all(lowest)
+        return await self._below_all(lowest, None if state is None else state.start)
 
     async def _headers(self, numbers: Sequence[int]) -> list[Header]:
         """Return headers at or below the cursor: the node told of a head that is not lower.
@@ -141,11 +160,21 @@ class ReorgWalker:
             raise NodeBehind("the node has not all the blocks below its head")
         return [header for header in found if header is not None]
 
-    async def _below_all(self, lowest: int) -> Header:
-        """Nothing that we know is on the chain, and nothing of it was final: begin below it."""
-        header = await ChainReader(self._rpc).header(max(0, lowest - 1))
-        if header is None:
-            raise InconsistentNode(f"the node has no block {lowest - 1}")
+    async def _below_all(self, lowest: int, start: int | None) -> Header:
+        """No checkpoint that we have is on the chain, and none of them was final.
+
+        Then the highest payment tells whose block still stands; else it is all to be read again.
+        """
+        below = lowest
+        while rows := await self._ledger.newest_logs(below=below, limit=PAGE):
+            headers = await self._headers(sorted({row.block.number for row in rows}))
+            on_chain = {header.ref: header for header in headers}
+            standing = [row.block for row in rows if row.block in on_chain]
+            if standing:
+                return on_chain[max(standing, key=lambda block: block.number)]
+            below = rows[-1].block.number
+        bottom = lowest - 1 if start is None else min(start, lowest - 1)
+        (header,) = await self._headers([max(0, bottom)])
         return header
 
     async def _gone(self, rows: Sequence[StoredLog], cursor: BlockRef) -> list[PaymentId]:

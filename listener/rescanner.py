@@ -8,7 +8,13 @@ from listener.ranges import RangeMoved, Watch
 from listener.rpc import ChainReader, Endpoint, HttpRpc
 from listener.second_look import Found, Ledger, look_again
 from oncepaid.domain.chain import BlockRef
-from oncepaid.domain.errors import InconsistentNode, NodeBehind, NotLeading, RangeRefused
+from oncepaid.domain.errors import (
+    ChainConflict,
+    InconsistentNode,
+    NodeBehind,
+    NotLeading,
+    RangeRefused,
+)
 from oncepaid.domain.payments import ObservedPayment, OrphanedPayment, PaymentId, StoredLog
 
 Repair = Callable[
@@ -59,11 +65,11 @@ class Rescanner:
                 self._spans[asked.index] = narrower
                 continue
             self._spans[asked.index] = on_served(span, step, found.logs)
-            orphaned = await self._repair(step, found.missing, found.verdict.gone, anchor)
+            orphaned = await self._repair(step, found.to_store, found.verdict.gone, anchor)
             return Rescanned(
                 first=step.first,
                 last=step.last,
-                added=found.missing,
+                added=found.to_store,
                 orphaned=orphaned,
                 altered=found.difference.altered,
             )
@@ -80,6 +86,8 @@ class Rescanner:
         header = await ChainReader(asked).header(state.cursor.number)
         if header is None:
             raise NodeBehind(f"{asked.label} has no block {state.cursor.number} yet")
+        if state.conflict is not None:
+            raise ChainConflict("the chain is in conflict: resolve that first")
         if header.ref != state.cursor:
             raise RangeMoved(
                 f"{asked.label} has another block where the cursor stands; a running daemon follows"

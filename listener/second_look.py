@@ -48,6 +48,8 @@ class ChainState(Protocol):
     def checked(self) -> int | None: ...
     @property
     def finalized(self) -> int: ...
+    @property
+    def conflict(self) -> str | None: ...
 
 
 class Ledger(Protocol):
@@ -62,6 +64,7 @@ class Ledger(Protocol):
     async def live_logs(
         self, first: int, last: int, tx_hashes: Sequence[TxHash] = ()
     ) -> list[StoredLog]: ...
+    async def bare_logs(self, first: int, last: int) -> list[StoredLog]: ...
     async def repair(
         self,
         last: int,
@@ -88,11 +91,17 @@ class Found:
     logs: int
     difference: Difference
     missing: list[ObservedPayment]
+    enriched: list[ObservedPayment]
     verdict: Verdict
 
     @property
-    def is_clean(self) -> bool:
-        return not len(self.difference)
+    def differences(self) -> int:
+        return len(self.difference) + len(self.enriched)
+
+    @property
+    def to_store(self) -> list[ObservedPayment]:
+        """What was missing, and what is there without the memo that it carries."""
+        return [*self.missing, *self.enriched]
 
 
 async def look_again(
@@ -115,13 +124,29 @@ async def look_again(
     difference = compare(rows, logs)
     verdict = Verdict(gone=[], kept=[])
     if difference.extra:
-        verdict = await Arbiter(watch.token).judge(difference.extra, asked, other)
+        verdict = await Arbiter(watch.token).judge(
+            difference.extra, asked, other, anchor=header.ref
+        )
         refuse_two_blocks(difference.extra, verdict.kept, logs)
-    missing = await reader.observe(difference.missing, header) if difference.missing else []
+    told = {(entry.block.hash, entry.log_index): entry for entry in logs}
+    bare = [
+        told[row.block.hash, row.log_index]
+        for row in await ledger.bare_logs(step.first, step.last)
+        if (row.block.hash, row.log_index) in told
+    ]
+    observed = await reader.observe([*difference.missing, *bare], header, among=logs)
+    missing = observed[: len(difference.missing)]
+    # What pays by its memo may have been told of without it: that answer was short, too.
+    enriched = [payment for payment in observed[len(missing) :] if payment.evidence]
     for row in difference.altered:
         log.error("payment.facts_differ", payment_id=row.id, tx_hash=row.tx_hash)
     return Found(
-        end=header, logs=len(logs), difference=difference, missing=missing, verdict=verdict
+        end=header,
+        logs=len(logs),
+        difference=difference,
+        missing=missing,
+        enriched=enriched,
+        verdict=verdict,
     )
 
 
@@ -183,8 +208,11 @@ class SecondLook:
                 other=None if asked.index == in_use.index else in_use,
             )
         except RangeRefused as exc:
-            self._narrow(asked, exc)
-            return True
+            if self._narrow(asked):
+                return True
+            log.warning("second_look.refused", endpoint=asked.label, because=str(exc))
+            self._falls_back = asked.index != in_use.index
+            return self._falls_back
         except (NodeBehind, InconsistentNode) as exc:
             # An endpoint that lags, or a reorganisation that the listener is about to follow.
             log.info("second_look.waits", endpoint=asked.label, because=str(exc))
@@ -214,32 +242,34 @@ class SecondLook:
             raise RangeMoved(f"{asked.label} has another block {anchor.number}")
         return _Due(step=step, end=None, anchor=anchor)
 
-    def _narrow(self, asked: Endpoint, exc: RangeRefused) -> None:
+    def _narrow(self, asked: Endpoint) -> bool:
+        """Ask for half of it next; False where a single block's logs are refused."""
         narrower = on_refused(self._spans[asked.index], self._asked) if self._asked else None
-        if narrower is None:
-            raise InconsistentNode(f"the logs of a single block are refused: {exc}") from exc
-        self._spans[asked.index] = narrower
+        if narrower is not None:
+            self._spans[asked.index] = narrower
+        return narrower is not None
 
     async def _repair(self, found: Found, due: _Due, asked: Endpoint, epoch: int) -> None:
         step = due.step
         orphaned = await self._ledger.repair(
             step.last,
-            found.missing,
+            found.to_store,
             found.verdict.gone,
             epoch=epoch,
             checked=step.last,
             anchor=due.anchor,
         )
         self._metrics.checked_block.set(step.last)
-        if found.is_clean:
+        if not found.differences:
             return
-        self._metrics.disagreements.inc(len(found.difference))
+        self._metrics.disagreements.inc(found.differences)
         log.warning(
             "range.disagreement",
             first=step.first,
             last=step.last,
             endpoint=asked.label,
-            missing=len(found.difference.missing),
+            missing=len(found.missing),
+            without_memo=len(found.enriched),
             extra=len(found.difference.extra),
             orphaned=len(orphaned),
         )

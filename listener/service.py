@@ -216,7 +216,9 @@ class Listener:
             cursor.number + 1, fetched.end.number, [log.tx_hash for log in logs]
         )
         difference = compare(rows, logs)
-        verdict = await self._arbiter.judge(difference.extra, self._rpc, self._rpc.second())
+        verdict = await self._arbiter.judge(
+            difference.extra, self._rpc, self._rpc.second(), anchor=fetched.end.ref
+        )
         refuse_two_blocks(difference.extra, verdict.kept, logs)
         if verdict.kept:
             self._metrics.disagreements.inc(len(verdict.kept))
@@ -325,6 +327,7 @@ class Listener:
     def _after_store(self, fetched: Range, stored: int) -> None:
         end = fetched.end
         self._cursor = end.ref
+        self._walker.note_progress()
         self._metrics.cursor_block.set(end.number)
         self._metrics.cursor_timestamp.set(end.timestamp_ms / 1000)
         if end.number >= self._head_number:

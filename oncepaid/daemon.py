@@ -379,8 +379,8 @@ class Stages:
         )
         if freed:
             log.info("job.amounts_released", count=freed)
-        if again := await self._ledger.reconsider_partials():
-            log.info("payment.partials_reconsidered", count=again)
+        if again := await self._ledger.reconsider():
+            log.info("payment.reconsidered", count=again)
             self._bells["match"].ring()
         return False
 

@@ -33,6 +33,7 @@ async def refresh_gauges(metrics: Metrics, reports: Sequence[Reports], chain_id:
             metrics.cursor_block.set(cursor["block_number"])
             metrics.cursor_timestamp.set(cursor["block_time"].timestamp())
             metrics.checked_block.set(cursor["checked_number"] or 0)
+            metrics.chain_conflict.set(cursor["conflict"] is not None)
     metrics.lost_usdc.set(snapshot.lost_units / UNITS_PER_USDC)
     for status in JobStatus:
         metrics.jobs.labels(status=status).set(snapshot.jobs.get(status, 0))

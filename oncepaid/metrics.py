@@ -107,6 +107,11 @@ class Metrics:
             "1 while no endpoint has a new block.",
             registry=registry,
         )
+        self.chain_conflict = Gauge(
+            "oncepaid_chain_conflict",
+            "1 while the chain contradicts what was final, and nothing is credited.",
+            registry=registry,
+        )
         self.is_leader = Gauge(
             "oncepaid_listener_is_leader",
             "1 while this process is the one that reads the chain.",

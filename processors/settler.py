@@ -83,6 +83,7 @@ class Settler:
         self._announce = announce
         self._moved: set[PaymentId] = set()
         self._unconfirmed: set[PaymentId] = set()
+        self._refused: set[str] = set()
 
     async def step(self) -> bool:
         """Look at every matched payment once and credit what is ready. Never asks for more.
@@ -136,6 +137,10 @@ class Settler:
             self._announce()
         for returned in crediting.returned:
             self._tell_returned(returned)
+        for job_uuid, problem in crediting.refused.items():
+            if job_uuid not in self._refused:
+                self._refused.add(job_uuid)
+                log.error("job.refused", job_uuid=job_uuid, problem=problem)
 
     def _warn_of(self, moved: set[PaymentId]) -> None:
         """Say once of each payment that its block is gone; it is looked at again every round."""

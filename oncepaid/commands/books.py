@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import structlog
+import typer
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,6 +72,8 @@ async def open_books(settings: Settings) -> AsyncIterator[Books]:
         state = await ranges.state()
         if state is None:
             fail("the chain was never read: start the daemon first")
+        if state.conflict is not None:
+            typer.echo(f"note: the chain is in conflict: {state.conflict}", err=True)
         await patiently(rpc.verify)
         yield Books(database=database, ranges=ranges, rpc=rpc, watch=watch, state=state)
 

@@ -70,6 +70,9 @@ def resolve(
             return
         typer.echo(f"resolved: {was}")
         if accept:
-            typer.echo("Blocks far below may have changed, too: run `oncepaid verify` next.")
+            typer.echo("Blocks far below may have changed, too: run `oncepaid verify` next, and")
+            typer.echo("`oncepaid rescan` for the blocks that it names.")
+        else:
+            typer.echo("It is declared again while the node in use still says the same.")
 
     run_async(main())

@@ -23,7 +23,7 @@ from oncepaid.domain.chain import BlockRef
 from oncepaid.domain.payments import ObservedPayment, OrphanedPayment, PaymentId
 from oncepaid.settings import Settings
 
-COLUMNS = ("change", "amount_units", "block", "transaction", "recipient")
+COLUMNS = ("change", "amount_units", "block", "transaction", "payment", "was", "job_uuid")
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +68,8 @@ async def _rescan(settings: Settings, books: Books, first: int, last: int) -> di
 
     rescanner = Rescanner(books.rpc, books.ranges, books.watch, repair)
     end = min(last, books.state.cursor.number)
+    if first > end:
+        fail(f"--from: block {first} is above the cursor, which stands at {end}")
     done: list[Rescanned] = []
     with progress_of("rescan", end - first + 1) as on_progress:
         at = first
@@ -119,7 +121,9 @@ def _print(told: dict[str, Any]) -> None:
             "amount_units": row["amount_units"],
             "block": row.get("block_number"),
             "transaction": row["tx_hash"],
-            "recipient": row.get("recipient"),
+            "payment": row.get("payment_id"),
+            "was": row.get("was"),
+            "job_uuid": row.get("job_uuid"),
         }
         for change in ("added", "orphaned")
         for row in told[change]

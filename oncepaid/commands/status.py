@@ -37,7 +37,9 @@ def _fields_of(snapshot: Snapshot, chain_id: int) -> dict[str, object]:
         "cursor_block_time": cursor["block_time"] if cursor else None,
         "lag_seconds": round(cursor["lag_s"], 1) if cursor else None,
         "checked_block": cursor["checked_number"] if cursor else None,
-        "finalized_block": cursor["finalized_number"] if cursor else None,
+        "finalized_block": (
+            cursor["finalized_number"] if cursor and cursor["finalized_number"] >= 0 else None
+        ),
         "conflict": cursor["conflict"] if cursor else None,
         "jobs": snapshot.jobs,
         "oldest_paid_job_seconds": round(max(waiting), 1),

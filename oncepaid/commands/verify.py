@@ -9,7 +9,7 @@ import typer
 from db.audit import AuditStore
 from db.ranges import ChainState
 from listener.auditor import Audit
-from oncepaid.cli import AsJson, Config, load, run_async
+from oncepaid.cli import EXIT_BAD_SETTING, AsJson, Config, fail, load, run_async
 from oncepaid.commands.books import log_to_stderr, open_books, patiently, progress_of
 from oncepaid.commands.output import print_json, print_rows
 from oncepaid.domain.auditing import Check
@@ -38,6 +38,8 @@ def verify(
     first: First = None, last: Last = None, config: Config = None, as_json: AsJson = False
 ) -> None:
     """Recompute what must always hold from the chain and the tables; non-zero if anything fails."""
+    if first is not None and last is not None and first > last:
+        fail("--to: must not be below --from", EXIT_BAD_SETTING)
     settings = load(config)
     log_to_stderr()
     told: list[tuple[Bounds, list[Check]]] = []
@@ -60,6 +62,10 @@ async def _verify(
 ) -> tuple[Bounds, list[Check]]:
     async with open_books(settings) as books:
         bounds = bounds_of(books.state, first, last)
+        asked_for_some = first is not None or last is not None
+        if asked_for_some and bounds.first > bounds.last:
+            lowest = bounds_of(books.state, None, None)
+            fail(f"none of these blocks was read: we know {lowest.first} to {lowest.last}")
         audit = Audit(
             books.rpc,
             books.ranges,

@@ -1,6 +1,6 @@
 """Payments: one row a `Transfer` log to us, what is known of it and what was decided."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
@@ -188,7 +188,8 @@ class ReturnedPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crediting:
-    """What one transaction of the settler did."""
+    """What the settler did. `refused`: jobs by UUID that a host's own rules do not let be paid."""
 
     credited: list[CreditedPayment]
     returned: list[ReturnedPayment]
+    refused: dict[str, str] = field(default_factory=dict)

@@ -254,6 +254,8 @@ def serve(path: Path) -> NoReturn:
     ended.setblocking(False)
     wakes.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    # As `python -m oncepaid` does first; a child has it from its first moment.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     gc.freeze()
     sys.stdout.buffer.write(READY + b"\n")

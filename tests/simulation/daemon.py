@@ -169,7 +169,7 @@ class Daemon:
             "settle": settler.step,
             "reverse": Reverser(money).step,
             "finish": finisher.step,
-            "sweep": money.reconsider_partials,
+            "sweep": money.reconsider,
             "claim": self._claim,
             "answer": self._answer,
             "release": self._release,

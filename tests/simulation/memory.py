@@ -49,6 +49,11 @@ class PaymentRow:
     def is_live(self) -> bool:
         return self.status != "orphaned"
 
+    @property
+    def is_bare(self) -> bool:
+        is_undecided = self.status == "seen" or self.reason == "no_memo"
+        return not self.evidence and self.status in ("seen", "unmatched") and is_undecided
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class JobRow:
@@ -187,6 +192,10 @@ class ChainSide:
         ]
         return sorted(found, key=lambda log: (log.block.number, log.log_index))
 
+    async def bare_logs(self, first: int, last: int) -> list[StoredLog]:
+        bare = {row.id for row in self._t.live() if row.is_bare}
+        return [log for log in await self.live_logs(first, last) if log.id in bare]
+
     async def state(self) -> ChainState | None:
         row = self._t.cursor
         if row is None:
@@ -198,6 +207,11 @@ class ChainSide:
             finalized=row.finalized,
             conflict=row.conflict,
         )
+
+    async def newest_logs(self, *, below: int, limit: int) -> list[StoredLog]:
+        rows = [row for row in self._t.live() if row.log.block.number < below]
+        rows.sort(key=lambda row: (row.log.block.number, row.log.log_index), reverse=True)
+        return [row.stored for row in rows[:limit]]
 
     async def checkpoints(
         self,
@@ -303,7 +317,11 @@ class ChainSide:
                 row = _row_of(PaymentId(len(self._t.payments) + 1), payment)
                 self._t.payments[row.id] = self._t.by_key[key] = row
             elif row.status == "orphaned":
+                row.evidence = row.evidence or payment.evidence
                 _revive(row)
+            elif row.is_bare and payment.evidence:
+                row.evidence = payment.evidence
+                row.status, row.job_id, row.reason = "seen", None, None
             else:
                 continue
             stored += 1

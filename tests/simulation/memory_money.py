@@ -154,12 +154,17 @@ class MoneySide(Side):
                 )
         return returned
 
-    async def reconsider_partials(self) -> int:
+    async def reconsider(self) -> int:
         again = 0
         for job in self._t.jobs.values():
-            rows = self._underpaid(job.id)
-            if rows and (job.status == "pending" or job.is_unbacked) and _sum(rows) >= job.price:
-                again += _see_again(rows)
+            covered = _sum([*self._of(job.id, "matched"), *self._of(job.id, "credited")])
+            if not (job.status == "pending" or job.is_unbacked) or covered >= max(job.price, 1):
+                continue
+            rows = [r for r in self._of(job.id, "unmatched") if r.reason == "duplicate"]
+            partials = self._underpaid(job.id)
+            if _sum(partials) + covered >= job.price:
+                rows += partials
+            again += _see_again(rows)
         return again
 
     async def conflict(self) -> str | None:

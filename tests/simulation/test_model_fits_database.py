@@ -144,7 +144,7 @@ class Calls:
         await self._twin.call("reverse_orphaned", reverse, self._random.choice((1, 200)))
 
     async def reconsider(self) -> None:
-        await self._twin.call("reconsider_partials")
+        await self._twin.call("reconsider")
 
     async def claim(self) -> None:
         await self._twin.call("claim", self._random.choice((1, 5)), LEASE)

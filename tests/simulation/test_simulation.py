@@ -58,7 +58,7 @@ def test_schedules(score: Score, pytestconfig: pytest.Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.fault(*ROWS)
 def test_many_schedules(score: Score, pytestconfig: pytest.Config) -> None:
     """The same on all cores, some minutes long."""

@@ -76,7 +76,7 @@ class OneJob(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        drive(self.money.reconsider_partials())
+        drive(self.money.reconsider())
 
     @rule()
     def claim(self) -> None:

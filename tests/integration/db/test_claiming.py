@@ -270,3 +270,15 @@ async def test_deep_and_nul_input(own_database: Database, kind: str) -> None:
         )
     claimed = await JobStore(own_database).claim(10, MINUTE)
     assert [job.input_json for job in claimed] == values
+
+
+async def test_a_host_that_refuses_one_job_holds_up_no_other(own_database: Database) -> None:
+    refused, free = await add_paid_job(own_database), await add_paid_job(own_database)
+    await execute(
+        own_database,
+        "ALTER TABLE jobs ADD CONSTRAINT never_begun"
+        f" CHECK (id <> {refused.id} OR status <> 'in_progress')",
+    )
+    claimed = await JobStore(own_database).claim(5, MINUTE)
+    assert [job.id for job in claimed] == [free.id]
+    assert await JobStore(own_database).claim(5, MINUTE) == []

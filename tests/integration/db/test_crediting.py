@@ -204,3 +204,17 @@ async def test_pages_of_matched_payments(database: Database, ledger: PaymentStor
 async def test_a_batch_of_many_jobs(database: Database, ledger: PaymentStore) -> None:
     ids = [payment for _ in range(30) for payment in (await pay(database, PRICE))[1]]
     assert len((await ledger.credit(ids)).credited) == 30
+
+
+async def test_a_host_that_refuses_one_job_holds_up_no_other(own_database: Database) -> None:
+    database = own_database
+    refused, free = await add_job(database), await add_job(database)
+    ids = await match(database, *(observed(PRICE, job.memo) for job in (refused, free)))
+    await execute(
+        database,
+        f"ALTER TABLE jobs ADD CONSTRAINT never_paid CHECK (id <> {refused.id} OR paid_at IS NULL)",
+    )
+    crediting = await PaymentStore(database, CHAIN).credit(ids)
+    assert [each.job_id for each in crediting.credited] == [free.id]
+    (problem,) = crediting.refused.values()
+    assert "never_paid" in problem

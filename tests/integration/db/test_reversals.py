@@ -354,14 +354,14 @@ async def test_partials_that_are_enough_together_are_decided_anew(
         database,
         "UPDATE payments SET status = 'unmatched', reason = 'underpaid', matched_at = NULL",
     )
-    assert await ledger.reconsider_partials() == 2
+    assert await ledger.reconsider() == 2
     decided = await ledger.decide_seen(DECIDE, LIMIT)
     assert [each.decision for each in decided] == [
         Unmatched(reason=Reason.UNDERPAID, job_id=job.id),
         Matched(job_id=job.id),
     ]
     assert await standing(database, ids) == [("matched", None)] * 2
-    assert await ledger.reconsider_partials() == 0
+    assert await ledger.reconsider() == 0
 
 
 async def test_nothing_is_credited_while_the_chain_is_in_conflict(
@@ -443,7 +443,7 @@ async def test_amounts_below_a_raised_price_add_up_and_are_decided_once(
     assert job.unique_amount is not None
     ids = await match(database, *(observed(job.unique_amount) for _ in range(2)))
     assert await standing(database, ids) == [("matched", None)] * 2
-    assert await ledger.reconsider_partials() == 0
+    assert await ledger.reconsider() == 0
 
 
 async def test_a_job_that_is_paid_in_part_only_is_not_begun_again(
@@ -464,3 +464,40 @@ async def test_a_job_that_is_paid_in_part_only_is_not_begun_again(
     assert await JobStore(database).claim(5, timedelta(minutes=1)) == []
     assert (await reversals.reverse_orphaned(reverse, LIMIT)).reopened == [claimed.uuid]
     assert (await state(database, job))["status"] == "pending"
+
+
+@pytest.mark.parametrize("change", ["status = 'disputed'", "price_usdc = 0.1"])
+async def test_what_a_host_toggles_is_decided_anew(
+    database: Database, ledger: PaymentStore, change: str
+) -> None:
+    """A payment was one too many only while the job looked otherwise."""
+    job = await add_job(database)
+    await execute(database, f"UPDATE jobs SET {change} WHERE id = $1", job.id)
+    first = await match(database, observed(PRICE // 2, job.memo))
+    (second,) = await match(database, observed(PRICE, job.memo))
+    assert await standing(database, [second]) == [("unmatched", "duplicate")]
+    await execute(
+        database, "UPDATE jobs SET status = 'pending', price_usdc = 1 WHERE id = $1", job.id
+    )
+    await ledger.credit(first)
+    await ledger.reconsider()
+    await ledger.decide_seen(DECIDE, LIMIT)
+    assert (await standing(database, [second]))[0] == ("matched", None)
+    assert await ledger.reconsider() == 0
+
+
+async def test_a_job_is_not_given_up_while_another_of_its_credits_is_unreversed(
+    database: Database, reversals: ReversalStore
+) -> None:
+    job = await add_job(database, price="3")
+    first, second, _ = await credit(database, job, PRICE, PRICE, PRICE)
+    await claim_one(database, timedelta(seconds=-1))
+    await orphan(database, first)
+    await execute(database, "UPDATE jobs SET is_unbacked = true, credited_units = 2000000")
+    await execute(database, "UPDATE payments SET reversed_at = now() WHERE id = $1", first)
+    await orphan(database, second)
+    async with database.transaction() as connection:
+        await connection.execute("SELECT FROM jobs WHERE id = $1 FOR UPDATE", job.id)
+        assert (await reversals.reverse_orphaned(reverse, LIMIT)).reopened == []
+    done = await reversals.reverse_orphaned(reverse, LIMIT)
+    assert ([each.id for each in done.reversed], len(done.reopened)) == ([second], 1)

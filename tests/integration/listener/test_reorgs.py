@@ -6,6 +6,7 @@ import pytest
 
 from db.pool import Database
 from db.ranges import RangeStore
+from listener.reorg import LOOKS_BEFORE_CONFLICT
 from listener.rpc import HttpRpc
 from listener.second_look import FinalityMark
 from oncepaid.domain.chain import BlockHash, BlockRef
@@ -147,6 +148,12 @@ async def test_a_fork_below_what_was_final(
     before = await ear.cursor()
     chain.reorg(15)
     chain.mine(1)
+    for _ in range(LOOKS_BEFORE_CONFLICT - 1):
+        with pytest.raises(InconsistentNode, match="was final"):
+            await ear.listener.step()
+    state = await store.state()
+    assert state is not None
+    assert state.conflict is None
     for _ in range(2):
         with pytest.raises(ChainConflict, match="was final"):
             await ear.listener.step()
@@ -265,3 +272,60 @@ async def test_a_reorg_below_the_start_is_ours_to_know_from_there_on(
     assert state is not None
     assert state.start is not None
     assert state.start < 1006
+
+
+async def test_a_contradiction_that_passes_is_no_conflict(
+    database: Database, chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    """A node that is on another fork for a moment must not stop all crediting."""
+    chain.mine(3)
+    await ear.catch_up()
+    async with database.connection() as connection:
+        await connection.execute("UPDATE chain_cursor SET finalized_number = block_number")
+    true = chain.blocks
+    for units in range(1, 2 * LOOKS_BEFORE_CONFLICT):
+        chain.blocks = list(true)
+        chain.reorg(chain.head.number - 1012)
+        chain.mine(1)
+        with pytest.raises(InconsistentNode, match="was final"):
+            await ear.listener.step()
+        chain.blocks = true
+        chain.add(pay(PAYER, SHOP, units))
+        await ear.catch_up()
+    state = await RangeStore(database, CHAIN_ID).state()
+    assert state is not None
+    assert state.conflict is None
+
+
+async def test_a_ledger_without_checkpoints_finds_back_by_its_payments(
+    database: Database, chain: Chain, ear: Ear
+) -> None:
+    """As after an upgrade, or once an operator has accepted a chain below what was final."""
+    for units in (1, 2, 3):
+        chain.add(pay(PAYER, SHOP, units))
+        chain.mine(3)
+        await ear.catch_up()
+    async with database.connection() as connection:
+        await connection.execute(
+            "DELETE FROM chain_checkpoints WHERE block_number < $1", chain.head.number
+        )
+    chain.reorg(9, pay(STRANGER, SHOP, 9))
+    chain.mine(1)
+    await ear.catch_up()
+    assert (sorted(await live(ear)), await orphaned(ear)) == ([1, 9], [2, 3])
+    assert await ear.cursor() == (chain.head.number, chain.head.hash)
+
+
+async def test_a_dead_node_with_a_time_in_the_future_holds_nobody(
+    database: Database, chain: Chain, node: FakeNode, second_node: FakeNode
+) -> None:
+    async with rpc_for(node.url, second_node.url) as pair:
+        ear = Ear(database=database, rpc=pair)
+        await ear.catch_up()
+        second_node.chain = Chain(first=chain.first, blocks=list(chain.blocks))
+        far = {"timestamp": hex(2**33), "timestampMs": hex(2**33 * 1000)}
+        second_node.twist("eth_getBlockByNumber", lambda _, h: {**h, **far} if h else h)
+        chain.reorg(1)
+        chain.mine(40)
+        await ear.catch_up()
+        assert await ear.cursor() == (chain.head.number, chain.head.hash)

@@ -13,7 +13,16 @@ from db.ranges import ChainState, RangeStore
 from listener.rpc import HttpRpc
 from listener.second_look import AFTER, FinalityMark, SecondLook
 from oncepaid.domain.errors import NotLeading
-from tests.fakes.blocks import CHAIN_ID, Chain, pay
+from tests.fakes.blocks import (
+    CHAIN_ID,
+    Chain,
+    Log,
+    authorization_log,
+    call_through,
+    nonce_of,
+    pay,
+    transfer_log,
+)
 from tests.fakes.node import FakeNode
 from tests.fakes.refusals import RANGE_REFUSALS
 from tests.fakes.twists import changed_logs
@@ -87,7 +96,7 @@ async def pair(database: Database, node: FakeNode, second_node: FakeNode) -> Asy
 async def test_what_agrees_is_marked_and_nothing_else(
     chain: Chain, second_node: FakeNode, pair: Pair
 ) -> None:
-    chain.add(pay(PAYER, SHOP, 1))
+    chain.add(pay(PAYER, SHOP, 1, memo=MEMO))
     chain.mine(3)
     await pair.ear.catch_up()
     before = await pair.ear.payments()
@@ -358,3 +367,72 @@ async def test_a_look_that_ends_after_a_rewind_writes_nothing(
     with pytest.raises(NotLeading, match="rolled back"):
         await look
     assert await live(pair.ear) == []
+
+
+async def test_a_memo_that_a_short_answer_left_out_is_found(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    """The transfers came, and not the authorizations that name their jobs."""
+    nonce = authorization_log(PAYER, nonce_of(MEMO))
+    chain.add(call_through(STRANGER, nonce, transfer_log(PAYER, SHOP, 5)))
+    chain.add(pay(PAYER, SHOP, 6))
+    node.twist("eth_getLogs", lambda p, logs: [] if _is_of(p, nonce) else logs)
+    await pair.ear.catch_up()
+    assert memos_of(await pair.ear.payments()) == []
+    async with pair.ear.database.connection() as connection:
+        await connection.execute("UPDATE payments SET status = 'unmatched', reason = 'no_memo'")
+    await pair.look()
+    authorized, bare = await pair.ear.payments()
+    assert memos_of([authorized]) == [(MEMO.hex(), "authorization", "payer")]
+    assert (authorized["status"], authorized["reason"]) == ("seen", None)
+    assert bytes(authorized["memo"]) == MEMO
+    assert (bare["status"], bare["reason"]) == ("unmatched", "no_memo")
+    assert samples(pair.ear, "oncepaid_provider_disagreements_total") == 1
+
+
+def _is_of(params: Any, log: Log) -> bool:
+    return bool(params[0]["topics"][0] == log.topics[0])
+
+
+async def test_company_in_a_transaction_is_counted_also_where_a_part_was_missing(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    chain.add(call_through(STRANGER, *(transfer_log(PAYER, SHOP, units) for units in (1, 2))))
+    node.twist("eth_getLogs", lambda _, logs: logs[:1])
+    await pair.ear.catch_up()
+    await pair.look()
+    assert [row["transfers_in_tx"] for row in await pair.ear.payments()][1:] == [2]
+
+
+async def test_an_endpoint_that_refuses_even_one_block_does_not_hold_up_the_mark(
+    chain: Chain, second_node: FakeNode, pair: Pair
+) -> None:
+    chain.add(pay(PAYER, SHOP, 1))
+    await pair.ear.catch_up()
+    second_node.max_blocks = (0, RANGE_REFUSALS["Infura results"])
+    await pair.look()
+    assert (await pair.state()).checked == chain.head.number
+
+
+async def test_a_header_of_another_backend_orphans_nothing(
+    chain: Chain, node: FakeNode, database: Database, rpc: HttpRpc
+) -> None:
+    """One backend of a balancer is on a dead branch: it lacks the end of the range."""
+    ear = Ear(database=database, rpc=rpc)
+    await ear.catch_up()
+    chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(2)
+    await ear.catch_up()
+    node.twist("eth_getLogs", lambda _, __: [], times=1)
+    asked: list[str] = []
+
+    def stale(params: Any, header: Any) -> Any:
+        """The range's end is looked at twice by who reads it, and then by the judge."""
+        asked.append(params[0])
+        is_dead = params[0] == hex(1011) or asked.count(hex(1013)) > 2
+        return {**header, "hash": "0x" + "ab" * 32} if is_dead else header
+
+    node.twist("eth_getBlockByNumber", stale)
+    second_look = second_look_of(ear, rpc, [], NOW)
+    assert await second_look.step() is False
+    assert (await live(ear), await orphaned(ear)) == ([1], [])
