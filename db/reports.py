@@ -25,6 +25,9 @@ _PAYMENT_COLUMNS: Final = """
 """
 
 
+_LOSS_COLUMNS: Final = "l.payment_id, l.job_status, l.lost_at, l.made_good_at"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The tables in numbers. Amounts are units; ages are seconds, of jobs that are ours."""
@@ -134,11 +137,30 @@ class Reports:
                 """,
                 row["id"],
             )
+            losses = await connection.fetch(
+                f"SELECT {_LOSS_COLUMNS} FROM losses l WHERE l.job_id = $1 ORDER BY l.id",
+                row["id"],
+            )
         return {
             **dict(row),
+            "losses": [dict(loss) for loss in losses],
             "payments": [dict(payment) for payment in payments],
             "attempts": [dict(attempt) for attempt in attempts],
         }
+
+    async def losses(self) -> list[Row]:
+        """Return what was credited, left the chain and was not made good, newest first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {_LOSS_COLUMNS}, p.tx_hash, p.amount_units, j.job_uuid::text AS job_uuid
+                  FROM losses l JOIN payments p ON p.id = l.payment_id
+                  JOIN jobs j ON j.id = l.job_id
+                 WHERE l.made_good_at IS NULL ORDER BY l.id DESC LIMIT $1
+                """,
+                MAX_ROWS,
+            )
+        return [dict(row) for row in rows]
 
     async def payments(self, status: str | None, limit: int) -> list[Row]:
         """Return the newest payments, of one status or of all."""

@@ -22,6 +22,8 @@ LIST_COLUMNS = (
     "seen_at",
 )
 
+LOSS_COLUMNS = ("payment_id", "amount_units", "tx_hash", "job_uuid", "job_status", "lost_at")
+
 
 def register(app: typer.Typer) -> None:
     app.add_typer(payment, name="payment")
@@ -44,6 +46,22 @@ def list_payments(
             print_json(rows)
         else:
             print_rows(rows, LIST_COLUMNS, "Payments")
+
+    run_async(main())
+
+
+@payment.command("lost")
+def list_losses(config: Config = None, as_json: AsJson = False) -> None:
+    """List the credited payments that left the chain, and were not made good."""
+    settings = load(config)
+
+    async def main() -> None:
+        async with database_of(settings) as database:
+            rows = await Reports(database).losses()
+        if as_json:
+            print_json(rows)
+        else:
+            print_rows(rows, LOSS_COLUMNS, "Losses")
 
     run_async(main())
 

@@ -10,6 +10,7 @@ from db.jobs import JobStore
 from db.payments import PaymentStore
 from db.pool import Database
 from db.ranges import RangeStore
+from db.reports import Reports
 from db.reversals import ReversalStore
 from oncepaid.domain.matching import Matched, Unmatched
 from oncepaid.domain.payments import PaymentId, PaymentStatus, Reason
@@ -127,6 +128,11 @@ async def test_work_that_was_begun_is_kept_and_the_loss_told(
         "job_status": status,
         "made_good_at": None,
     }
+    (told,) = await Reports(database).losses()
+    assert (told["payment_id"], told["job_status"], told["amount_units"]) == (paid, status, PRICE)
+    shown = await Reports(database).job(str(job.id))
+    assert shown is not None
+    assert [one["payment_id"] for one in shown["losses"]] == [paid]
     # New money for it makes the loss good, in the state that the job is in.
     (again,) = await match(database, observed(PRICE, job.memo))
     crediting = await ledger.credit([again])
