@@ -31,6 +31,11 @@ class EmbeddedPostgres:
         self._folder = Path(url.removeprefix(PREFIX)).expanduser().resolve()
         self._server: PostgresServer | None = None
 
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a database already."""
+        return (self._folder / "PG_VERSION").exists()
+
     def start(self) -> str:
         """Start the server, or join it, and return its URL.
 

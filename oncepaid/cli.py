@@ -186,6 +186,8 @@ async def database_of(settings: Settings, *, migrated: bool = True) -> AsyncIter
         url = settings.database.url.get_secret_value()
         if url.startswith(PREFIX):
             embedded = EmbeddedPostgres(url)
+            if migrated and not embedded.exists:
+                raise NotMigrated(f"there is no database at {url}: is the right --config given?")
             stack.callback(embedded.close)
             url = embedded.start()
         database = await Database.connect(url, size=3)
