@@ -86,13 +86,16 @@ SELECT id, job_uuid::text AS job_uuid FROM jobs
 MOST_REFUSED: Final = 100
 """Jobs that a host's rules may refuse before those behind them have to wait."""
 
-# A job that a host holds locked keeps the lease that it has; the others must not wait for it.
+# A job that a host holds locked keeps the lease that it has; the others must not wait for it. One
+# whose answer is stored meanwhile has none, and must not get one: its state is looked at again.
 _KEEP_LEASES = """
 WITH held AS (
     SELECT id, attempt_id FROM jobs
      WHERE attempt_id = ANY($1::bigint[]) AND status = 'in_progress' AND lease_until IS NOT NULL
 ), free AS (
-    SELECT id FROM jobs WHERE id IN (SELECT id FROM held) FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id FROM jobs
+     WHERE id IN (SELECT id FROM held) AND status = 'in_progress' AND lease_until IS NOT NULL
+       FOR NO KEY UPDATE SKIP LOCKED
 ), kept AS (
     UPDATE jobs SET lease_until = now() + $2
       FROM free WHERE jobs.id = free.id AND jobs.attempt_id = ANY($1::bigint[])
