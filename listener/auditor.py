@@ -14,7 +14,8 @@ from listener.audit_report import (
     violations_of,
 )
 from listener.chain_audit import Books as ChainBooks
-from listener.chain_audit import ChainAudit, ChainState, Ledger
+from listener.chain_audit import ChainAudit, Ledger
+from listener.ledger import ChainState
 from listener.ranges import Watch
 from listener.rpc import HttpRpc
 from oncepaid.domain.auditing import (

@@ -7,7 +7,8 @@ from typing import Final, Protocol
 from listener.arbiter import Arbiter
 from listener.comparison import compare
 from listener.decode import Json, decode_header, decode_transfer, topic_of_address
-from listener.follower import FetchRange, Span, on_refused, on_served
+from listener.follower import FetchRange, Spans
+from listener.ledger import ChainState, Checkpoint
 from listener.ranges import RangeReader, Watch
 from listener.rpc import Call, Caller, ChainReader, Endpoint, HttpRpc, header_call
 from oncepaid.domain.auditing import Altered, Balance, CursorFacts, RangeFacts
@@ -20,24 +21,6 @@ BALANCE_OF: Final = "0x70a08231"
 BLOCKS_AT_ONCE: Final = 1000
 KEPT_BLOCKS: Final = 4
 """Both ends of what an audit looks at, and of the one before."""
-
-
-class Checkpoint(Protocol):
-    @property
-    def block(self) -> BlockRef: ...
-
-
-class ChainState(Protocol):
-    @property
-    def cursor(self) -> BlockRef: ...
-    @property
-    def start(self) -> int | None: ...
-    @property
-    def checked(self) -> int | None: ...
-    @property
-    def finalized(self) -> int: ...
-    @property
-    def conflict(self) -> str | None: ...
 
 
 class Ledger(Protocol):
@@ -62,7 +45,7 @@ class ChainAudit:
         self._books = books
         self._watch = watch
         self._kept: dict[BlockRef, list[int | None]] = {}
-        self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
+        self._spans = Spans(watch.max_range_blocks, rpc.count)
 
     @property
     def addresses(self) -> list[Address] | None:
@@ -74,17 +57,14 @@ class ChainAudit:
         """Read as many of these blocks as an endpoint serves at once, from the first on."""
         while True:
             asked = self._rpc.other_in_service()
-            span = self._spans[asked.index]
-            step = FetchRange(first=first, last=min(last, first + span.blocks - 1))
+            step = self._spans.step(asked.index, first, last)
             try:
                 facts = await self.range(step, asked)
             except RangeRefused as exc:
-                narrower = on_refused(span, step)
-                if narrower is None:
+                if not self._spans.refused(asked.index, step):
                     raise InconsistentNode(f"a single block's logs are refused: {exc}") from exc
-                self._spans[asked.index] = narrower
                 continue
-            self._spans[asked.index] = on_served(span, step, facts.rows)
+            self._spans.served(asked.index, step, facts.rows)
             return facts
 
     async def range(self, step: FetchRange, asked: Endpoint) -> RangeFacts:

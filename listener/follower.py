@@ -120,3 +120,25 @@ def on_refused(span: Span, refused: FetchRange) -> Span | None:
     return replace(
         span, blocks=max(1, refused.blocks // 2), refused_at=refused.blocks, served_in_row=0
     )
+
+
+class Spans:
+    """The span of each of several endpoints: what one refuses, another may serve."""
+
+    def __init__(self, max_blocks: int, endpoints: int) -> None:
+        self._spans = [Span.first(max_blocks) for _ in range(endpoints)]
+
+    def step(self, endpoint: int, first: int, last: int) -> FetchRange:
+        """Return as many of these blocks, from the first on, as an endpoint is to be asked for."""
+        return FetchRange(first=first, last=min(last, first + self._spans[endpoint].blocks - 1))
+
+    def served(self, endpoint: int, step: FetchRange, logs: int) -> None:
+        """Note that a range was served, with so many logs of ours."""
+        self._spans[endpoint] = on_served(self._spans[endpoint], step, logs)
+
+    def refused(self, endpoint: int, step: FetchRange) -> bool:
+        """Ask for half of it next time; False where not even one block is served."""
+        narrower = on_refused(self._spans[endpoint], step)
+        if narrower is not None:
+            self._spans[endpoint] = narrower
+        return narrower is not None

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import structlog
 
 from listener.comparison import BelowFinalized, LookDeeper, RewindTo, judge_walk
+from listener.ledger import ChainState, Checkpoint
 from listener.rpc import ChainReader, HttpRpc
 from oncepaid.domain.chain import BlockRef, Header, TxHash
 from oncepaid.domain.errors import (
@@ -29,18 +30,6 @@ YOUNG_BLOCKS: Final = 25
 LOOKS_BEFORE_CONFLICT: Final = 4
 """A contradiction must be there so often in a row: it stops all crediting until somebody acts."""
 HIGHEST: Final = 2**63 - 1
-
-
-class Checkpoint(Protocol):
-    @property
-    def block(self) -> BlockRef: ...
-
-
-class ChainState(Protocol):
-    @property
-    def finalized(self) -> int: ...
-    @property
-    def start(self) -> int | None: ...
 
 
 class Ledger(Protocol):

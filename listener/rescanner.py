@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from listener.follower import FetchRange, Span, on_refused, on_served
+from listener.follower import FetchRange, Spans
 from listener.ranges import RangeMoved, Watch
 from listener.rpc import ChainReader, Endpoint, HttpRpc
 from listener.second_look import Found, Ledger, look_again
@@ -44,7 +44,7 @@ class Rescanner:
         self._ledger = ledger
         self._watch = watch
         self._repair = repair
-        self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
+        self._spans = Spans(watch.max_range_blocks, rpc.count)
 
     async def repair_next(self, first: int, last: int) -> Rescanned:
         """Read as many of these blocks as an endpoint serves at once, and repair what differs.
@@ -53,18 +53,15 @@ class Rescanner:
         """
         while True:
             asked = self._rpc.other_in_service()
-            span = self._spans[asked.index]
-            step = FetchRange(first=first, last=min(last, first + span.blocks - 1))
+            step = self._spans.step(asked.index, first, last)
             anchor = await self._anchor(asked)
             try:
                 found = await self._look(step, asked)
             except RangeRefused as exc:
-                narrower = on_refused(span, step)
-                if narrower is None:
+                if not self._spans.refused(asked.index, step):
                     raise InconsistentNode(f"a single block's logs are refused: {exc}") from exc
-                self._spans[asked.index] = narrower
                 continue
-            self._spans[asked.index] = on_served(span, step, found.logs)
+            self._spans.served(asked.index, step, found.logs)
             orphaned = await self._repair(step, found.to_store, found.verdict.gone, anchor)
             return Rescanned(
                 first=step.first,

@@ -14,7 +14,8 @@ import structlog
 
 from listener.arbiter import Arbiter, Verdict, refuse_two_blocks
 from listener.comparison import Difference, compare
-from listener.follower import FetchRange, Span, on_refused, on_served
+from listener.follower import FetchRange, Spans
+from listener.ledger import ChainState, Checkpoint
 from listener.ranges import RangeMoved, RangeReader, Watch
 from listener.reorg import tell_orphaned
 from listener.rpc import ChainReader, Endpoint, HttpRpc
@@ -28,28 +29,6 @@ log = structlog.get_logger()
 AFTER: Final = timedelta(seconds=10)
 """So long after a range was stored it is asked again: a node that lagged has caught up. Base calls
 a block `safe` after some 2 minutes."""
-
-
-class Checkpoint(Protocol):
-    @property
-    def block(self) -> BlockRef: ...
-    @property
-    def time(self) -> datetime: ...
-    @property
-    def age(self) -> timedelta: ...
-
-
-class ChainState(Protocol):
-    @property
-    def cursor(self) -> BlockRef: ...
-    @property
-    def start(self) -> int | None: ...
-    @property
-    def checked(self) -> int | None: ...
-    @property
-    def finalized(self) -> int: ...
-    @property
-    def conflict(self) -> str | None: ...
 
 
 class Ledger(Protocol):
@@ -181,7 +160,7 @@ class SecondLook:
         self._metrics = metrics
         self._announce = announce
         self._after = after
-        self._spans = [Span.first(watch.max_range_blocks) for _ in range(rpc.count)]
+        self._spans = Spans(watch.max_range_blocks, rpc.count)
         self._asked: FetchRange | None = None
         self._falls_back = False
 
@@ -220,7 +199,7 @@ class SecondLook:
             self._falls_back = asked.index != in_use.index
             return self._falls_back
         self._asked = None
-        self._spans[asked.index] = on_served(self._spans[asked.index], due.step, len(found.missing))
+        self._spans.served(asked.index, due.step, found.logs)
         await self._repair(found, due, asked, epoch)
         return True
 
@@ -230,9 +209,8 @@ class SecondLook:
         if not checkpoints or checkpoints[0].block.number <= checked:
             return None
         anchor = checkpoints[0].block
-        last = min(anchor.number, checked + self._spans[asked.index].blocks)
-        step = self._asked = FetchRange(first=checked + 1, last=last)
-        if last == anchor.number:
+        step = self._asked = self._spans.step(asked.index, checked + 1, anchor.number)
+        if step.last == anchor.number:
             return _Due(step=step, end=anchor, anchor=anchor)
         # Of a block between two checkpoints we know no hash: at least the node is on our chain.
         header = await ChainReader(asked).header(anchor.number)
@@ -244,10 +222,7 @@ class SecondLook:
 
     def _narrow(self, asked: Endpoint) -> bool:
         """Ask for half of it next; False where a single block's logs are refused."""
-        narrower = on_refused(self._spans[asked.index], self._asked) if self._asked else None
-        if narrower is not None:
-            self._spans[asked.index] = narrower
-        return narrower is not None
+        return self._asked is not None and self._spans.refused(asked.index, self._asked)
 
     async def _repair(self, found: Found, due: _Due, asked: Endpoint, epoch: int) -> None:
         step = due.step
