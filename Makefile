@@ -33,8 +33,9 @@ demo: install
 compiled: install
 	@$(BIN)/python -m compileall -q oncepaid listener processors db devchain
 
+# In two processes, a file of tests in one of them: most of the time is one program waiting for another.
 test: compiled
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
@@ -52,7 +53,8 @@ bench: install
 
 # Slow campaigns, with the score of the fault matrix; `make test` holds a short deterministic slice.
 faults: compiled
-	$(BIN)/pytest -m "slow or fault" --timeout 1800 --score docs/reliability-score.md $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or fault" --timeout 1800 \
+	  --score docs/reliability-score.md $(ARGS)
 
 # Pins every dependency by hash. Never records where packages were downloaded from.
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from json import loads
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
@@ -47,6 +47,7 @@ MATRIX: Final = {
 _LIBRARIES: Final = ("asyncpg", "websockets", "anthropic", "web3", "hypothesis")
 _ANVIL: Final = Path(__file__).parents[1] / "devchain/node_modules/@foundry-rs/anvil/package.json"
 _RUNS: Final = "fault-runs"
+_SCORE: Final = "fault-score"
 
 Score = Callable[..., None]
 
@@ -69,6 +70,15 @@ def score(request: pytest.FixtureRequest) -> Score:
 def rows_of(item: pytest.Item) -> list[str]:
     """Return the rows of the matrix that a test shows."""
     return list(dict.fromkeys(row for mark in item.iter_markers("fault") for row in mark.args))
+
+
+def _runs_of(item: pytest.Item) -> list[tuple[str, int]]:
+    told: Counter[str] = Counter()
+    for name, value in item.user_properties:
+        if name == _RUNS and isinstance(value, tuple):
+            row, runs = value
+            told[row] += runs
+    return [(row, told[row] or 1) for row in rows_of(item)]
 
 
 class ScoreTable:
@@ -94,8 +104,17 @@ class ScoreTable:
         outcomes = self._outcomes.setdefault(item.nodeid, set())
         outcomes.add(report.outcome)
         if report.when == "teardown" and "skipped" not in outcomes:
-            self._count(item, has_passed="failed" not in outcomes)
+            # With its report, because the tests may run in other processes than this one.
+            passed = "failed" not in outcomes
+            report.user_properties += [(_SCORE, [row, n, passed]) for row, n in _runs_of(item)]
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == _SCORE and report.when == "teardown":
+                row, runs, has_passed = cast(tuple[str, int, bool], value)
+                self._runs[row] += runs
+                self._passed[row] += runs if has_passed else 0
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self._runs:
@@ -109,17 +128,6 @@ class ScoreTable:
         if self._file is not None:
             Path(self._file).write_text(self._as_markdown(datetime.now(UTC)), encoding="utf-8")
             terminalreporter.write_line(f"written to {self._file}")
-
-    def _count(self, item: pytest.Item, *, has_passed: bool) -> None:
-        told: Counter[str] = Counter()
-        for name, value in item.user_properties:
-            if name == _RUNS and isinstance(value, tuple):
-                row, runs = value
-                told[row] += runs
-        for row in rows_of(item):
-            runs = told[row] or 1
-            self._runs[row] += runs
-            self._passed[row] += runs if has_passed else 0
 
     def _as_markdown(self, now: datetime) -> str:
         lines = [
