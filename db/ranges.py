@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from db.chain_state import ChainState, Checkpoint, chain_state_of
 from db.payment_rows import (
     BARE,
     INSERT_PAYMENTS,
@@ -92,29 +93,6 @@ class StoredRange:
     stored: int
     is_contradicted: bool = False
     orphaned: tuple[OrphanedPayment, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """The end of a range that was stored, and how long ago by the database's clock."""
-
-    block: BlockRef
-    time: datetime
-    age: timedelta
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChainState:
-    """The cursor with all that is known of the way behind it.
-
-    `checked` None: no range was asked a second time yet. `finalized` -1: none was final yet.
-    """
-
-    cursor: BlockRef
-    start: int | None
-    checked: int | None
-    finalized: int
-    conflict: str | None
 
 
 class _NothingStored(Exception):
@@ -218,7 +196,7 @@ class RangeStore:
                 """,
                 self._chain_id,
             )
-        return None if row is None else _state_of(row)
+        return None if row is None else chain_state_of(row)
 
     async def checkpoints(
         self,
@@ -398,14 +376,4 @@ async def add_checkpoints(connection: Connection, chain_id: int, headers: Sequen
         VALUES ($1, $2, $3, $4) ON CONFLICT (chain_id, block_number) DO NOTHING
         """,
         [(chain_id, header.number, header.hash, header.time) for header in headers],
-    )
-
-
-def _state_of(row: asyncpg.Record) -> ChainState:
-    return ChainState(
-        cursor=BlockRef(number=row["block_number"], hash=BlockHash(row["block_hash"])),
-        start=row["start_number"],
-        checked=row["checked_number"],
-        finalized=row["finalized_number"],
-        conflict=row["conflict"],
     )

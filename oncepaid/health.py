@@ -27,9 +27,9 @@ class Health:
         """Note that a part works for the first time."""
         self.report(part, STARTING, None)
 
-    def clear(self, source: str) -> None:
-        """Note that `source` went through without trouble."""
-        for key in [key for key in self._troubles if key[1] == source]:
+    def clear(self, source: str, *, but: str | None = None) -> None:
+        """Note that `source` went through without trouble, at least of parts other than `but`."""
+        for key in [key for key in self._troubles if key[1] == source and key[0] != but]:
             del self._troubles[key]
 
     def add_note(self, name: str, read: Callable[[], str | None]) -> None:

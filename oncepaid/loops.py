@@ -102,6 +102,8 @@ class Driver:
                 part, trouble = name, str(exc)
             case _:
                 part, trouble = name, f"internal error: {type(exc).__name__}"
+        # A stage has one trouble at a time: what it met before, of another part, is over.
+        self.health.clear(name, but=part)
         is_news = self.health.report(part, name, trouble)
         if isinstance(exc, Retryable):
             delay_s = LOOP_BACKOFF.delay_s(failures, random.random)

@@ -16,8 +16,9 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from db.chain_state import ChainState
 from db.pool import Database
-from db.ranges import ChainState, RangeStore
+from db.ranges import RangeStore
 from listener.ranges import Watch
 from listener.rpc import HttpRpc
 from oncepaid.cli import database_of, fail

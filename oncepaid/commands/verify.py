@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from db.audit import AuditStore
-from db.ranges import ChainState
+from db.chain_state import ChainState
 from listener.auditor import Audit
 from oncepaid.cli import EXIT_BAD_SETTING, AsJson, Config, fail, load, run_async
 from oncepaid.commands.books import log_to_stderr, open_books, patiently, progress_of

@@ -1,7 +1,6 @@
-"""The ledger in memory: what `db` promises, without PostgreSQL. This file has the listener's side.
+"""The listener's side of a ledger in memory: what `db` promises, without PostgreSQL.
 
-`test_model_fits_database.py` holds it against the real statements, call by call. Each method is one
-transaction: it does all or raises before it does anything.
+`test_model_fits_database.py` holds it against the real statements. A method does all or nothing.
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from db.ranges import ChainState, Checkpoint, StoredRange
+from db.chain_state import ChainState, Checkpoint
+from db.ranges import StoredRange
 from oncepaid.domain.chain import Address, BlockRef, Header, TransferLog, TxHash
 from oncepaid.domain.errors import InconsistentNode, NotLeading
 from oncepaid.domain.jobs import JobId
@@ -25,6 +25,7 @@ from oncepaid.domain.payments import (
 )
 
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
+BARE: Final = (("seen", None), ("unmatched", "no_memo"))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -46,13 +47,8 @@ class PaymentRow:
         return self.log.block.hash, self.log.log_index
 
     @property
-    def is_live(self) -> bool:
-        return self.status != "orphaned"
-
-    @property
     def is_bare(self) -> bool:
-        is_undecided = self.status == "seen" or self.reason == "no_memo"
-        return not self.evidence and self.status in ("seen", "unmatched") and is_undecided
+        return not self.evidence and (self.status, self.reason) in BARE
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -278,7 +274,7 @@ class ChainSide:
     def _require_checkpoint(self, block: BlockRef) -> None:
         place = self._t.checkpoints.get(block.number)
         if place is None or place[0] != block:
-            raise NotLeading(f"block {block} was rolled back meanwhile")
+            raise NotLeading(f"block {block} was rolled back")
 
     def _require_lead(self, epoch: int, at_least: int = 0) -> CursorRow:
         row = self._t.cursor

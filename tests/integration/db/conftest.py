@@ -15,7 +15,7 @@ _TABLES = (
 )
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session")
 def shared_url(postgres_url: str, template: str) -> str:
     """A migrated database; what the server holds need not survive a power cut."""
 

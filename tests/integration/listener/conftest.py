@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from db.pool import Database
+from db.ranges import RangeStore
 from listener.rpc import HttpRpc
-from tests.fakes.blocks import Chain
+from tests.fakes.blocks import CHAIN_ID, Chain
 from tests.fakes.node import FakeNode, start_node
+from tests.integration.listener.pairs import NOW, Pair, second_look_of
 from tests.integration.listener.rig import Ear, rpc_for
 
 FIRST_BLOCK = 1_000
@@ -46,3 +48,18 @@ async def ear(database: Database, rpc: HttpRpc) -> Ear:
     ear = Ear(database=database, rpc=rpc)
     await ear.catch_up()
     return ear
+
+
+@pytest.fixture
+async def pair(database: Database, node: FakeNode, second_node: FakeNode) -> AsyncIterator[Pair]:
+    async with rpc_for(node.url, second_node.url) as rpc:
+        ear = Ear(database=database, rpc=rpc)
+        await ear.catch_up()
+        repaired: list[None] = []
+        yield Pair(
+            ear=ear,
+            rpc=rpc,
+            store=RangeStore(database, CHAIN_ID),
+            second_look=second_look_of(ear, rpc, repaired, NOW),
+            repaired=repaired,
+        )

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from db.audit import AuditStore, Note, OperatorStore
+from db.chain_state import ChainState
 from db.pool import Database
-from db.ranges import ChainState, RangeStore
+from db.ranges import RangeStore
 from listener.auditor import Audit, Auditor
 from listener.ranges import RangeMoved
 from listener.rescanner import Rescanned, Rescanner
