@@ -205,9 +205,8 @@ class ChainSide:
         )
 
     async def newest_logs(self, *, below: int, limit: int) -> list[StoredLog]:
-        rows = [row for row in self._t.live() if row.log.block.number < below]
-        rows.sort(key=lambda row: (row.log.block.number, row.log.log_index), reverse=True)
-        return [row.stored for row in rows[:limit]]
+        found = await self.live_logs(0, below - 1)
+        return found[::-1][:limit]
 
     async def checkpoints(
         self,
