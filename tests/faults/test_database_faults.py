@@ -45,6 +45,8 @@ from tests.integration.db.support import (
     standing,
 )
 
+pytestmark = pytest.mark.fault("F5")
+
 GOOD: Final = {"title": "Crumbs"}
 PROMPTLY_S: Final = 1.0
 ONE_USDC: Final = 1_000_000

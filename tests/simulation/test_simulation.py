@@ -17,7 +17,7 @@ from tests.scoring import Score
 from tests.simulation.checks import play
 from tests.simulation.conftest import silence
 
-ROWS: Final = ("F12", "F13", "F15", "F16", "F17", "F21")
+ROWS: Final = ("F12", "F13", "F15", "F16", "F17")
 A_SLICE: Final = 400
 ALL: Final = 100_000
 AT_ONCE: Final = 500
