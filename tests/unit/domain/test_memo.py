@@ -67,9 +67,13 @@ def test_a_truncated_envelope_names_no_job(memo: Memo, size: int) -> None:
     assert memos_of_tail(envelope_of(memo)[:size]) == ()
 
 
-@given(noise, memos, noise)
+# The noise holds our magic often, which would make a second envelope: here it is taken out.
+others = noise.map(lambda drawn: drawn.replace(MAGIC, b""))
+
+
+@given(others, memos, others)
 def test_an_envelope_is_found_at_any_offset(before: bytes, memo: Memo, after: bytes) -> None:
-    assume(MAGIC not in before + after)  # Hypothesis knows our example by heart
+    assume(MAGIC not in before + after)
     assert memos_of_tail(before + envelope_of(memo) + after) == (memo,)
 
 
