@@ -32,7 +32,7 @@ HAS_UNREVERSED: Final = """EXISTS (
 _IS_NEEDED: Final = """
 SELECT EXISTS (SELECT FROM payments
                 WHERE status = 'orphaned' AND orphaned_from = 'credited' AND reversed_at IS NULL)
-    OR EXISTS (SELECT FROM jobs WHERE is_unbacked)
+    OR EXISTS (SELECT FROM jobs WHERE is_unbacked AND status IN ('paid', 'in_progress'))
 """
 
 # Shared with the listener's lock, so that no range is half-way to bring a block back.
@@ -109,7 +109,7 @@ class ReversalStore:
                     done += [_reversed_of(row, job, reversal) for row in rows]
                 else:
                     refused.append(RefusedReversal(job_uuid=job["job_uuid"], problem=problem))
-            reopened = await _reopen_given_up(connection, limit)
+            reopened = await _reopen_given_up(connection, limit, refused)
         return Reversing(
             reversed=done, reopened=reopened, refused=refused, is_full=len(jobs) == limit
         )
@@ -206,7 +206,10 @@ async def _reopen(connection: Connection, job: JobId) -> None:
     )
 
 
-async def _reopen_given_up(connection: Connection, limit: int) -> list[str]:
+async def _reopen_given_up(
+    connection: Connection, limit: int, refused: list[RefusedReversal]
+) -> list[str]:
+    """Reopen jobs that were given up, and add to `refused` those whose host forbids it."""
     rows = await connection.fetch(_LOCK_GIVEN_UP, limit)
     reopened = []
     for row in rows:
@@ -222,7 +225,8 @@ async def _reopen_given_up(connection: Connection, limit: int) -> list[str]:
                     row["attempt_id"],
                 )
                 await _reopen(connection, row["id"])
-        except HOST_REFUSES:
+        except HOST_REFUSES as exc:
+            refused.append(RefusedReversal(job_uuid=row["job_uuid"], problem=str(exc)))
             continue
         reopened.append(row["job_uuid"])
     return reopened

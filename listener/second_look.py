@@ -64,9 +64,11 @@ class Lead(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a second look at a range found, resolved: what to store and what to orphan."""
+    """What a second look at a range found, resolved: what to store and what to orphan.
 
-    end: Header
+    `logs` is how many payments the endpoint told of.
+    """
+
     logs: int
     difference: Difference
     missing: list[ObservedPayment]
@@ -120,7 +122,6 @@ async def look_again(
     for row in difference.altered:
         log.error("payment.facts_differ", payment_id=row.id, tx_hash=row.tx_hash)
     return Found(
-        end=header,
         logs=len(logs),
         difference=difference,
         missing=missing,
