@@ -1,0 +1,1 @@
+"""Other people's wallets and payment contracts, from npm, on the dev chain."""
