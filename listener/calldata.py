@@ -1,17 +1,28 @@
-"""Memos in a transaction's calldata. Pure and bounded; never raises, whatever the bytes are."""
+"""Memos in a transaction's calldata. Pure and bounded; never raises, whatever the bytes are.
 
-import re
-from io import BytesIO
+A transfer is explained by the call that made it, if that can be found; what stands behind this call
+and behind the calls around it speaks of the transfer, each signed by whoever signed those bytes.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-import cbor2
-
-from oncepaid.domain.chain import Address, Transaction, TransferLog
-from oncepaid.domain.memo import memos_of_tail
+from listener.abi import Steps
+from listener.operations import log_ranges, operation_at, read_bundle
+from listener.tails import Tail, TailSearch, memos_behind
+from listener.walk import Leaf, Walk, walk
+from oncepaid.domain.chain import Address, Receipt, Transaction, TransferLog
+from oncepaid.domain.memo import Memo
 from oncepaid.domain.payments import Evidence, MemoSource, Signer
 
 MAX_CALLDATA_BYTES: Final = 128 * 1024
 """Geth's limit of a transaction's size; longer calldata is not read."""
+MAX_EVIDENCE: Final = 16
+"""Kept for one transfer, the strongest of it; two different memos decide nothing already."""
+MAX_CANDIDATES: Final = 8
+"""Calls that are looked at for one transfer, where it cannot be told which of them made it."""
 
 TRANSFER: Final = bytes.fromhex("a9059cbb")
 """transfer(address to, uint256 value)"""
@@ -21,38 +32,53 @@ _ARGUMENT_BYTES: Final = {TRANSFER: 64, TRANSFER_FROM: 96}
 _SELECTOR_BYTES: Final = 4
 _WORD: Final = 32
 
-_MARKER: Final = bytes.fromhex("8021" * 8)
-_MAX_SUFFIXES: Final = 8
-_MAX_CBOR_BYTES: Final = 1024
-"""Real ones have some 20 bytes; one of 64 KiB keeps the decoder busy for a third of a second."""
-_CODES: Final = re.compile(rb"[a-z0-9_]+(,[a-z0-9_]+)*\Z")
-
 
 def is_direct_call(transaction: Transaction, token: Address) -> bool:
     """Say whether the transaction itself calls the token's `transfer` or `transferFrom`."""
     return transaction.to == token and transaction.calldata[:_SELECTOR_BYTES] in _ARGUMENT_BYTES
 
 
-def evidence_of_call(
-    transaction: Transaction, log: TransferLog, token: Address
-) -> tuple[Evidence, ...]:
+def calldata_evidence(
+    transaction: Transaction,
+    transfers: Sequence[TransferLog],
+    receipt: Receipt | None,
+    token: Address,
+) -> dict[int, tuple[Evidence, ...]]:
+    """Return what the calldata says of each transfer, by log index, the strongest first.
+
+    `transfers` are all transfers to us in this transaction. Only the calldata of user operations
+    needs the receipt: without it, or with one that does not fit, they are taken to say nothing.
+    """
+    if transaction.to is None or len(transaction.calldata) > MAX_CALLDATA_BYTES:
+        return {log.log_index: () for log in transfers}
+    if is_direct_call(transaction, token):
+        return {log.log_index: _of_direct_call(transaction, log) for log in transfers}
+    steps = Steps()
+    bundle = read_bundle(transaction, steps)
+    ranges = () if bundle is None else log_ranges(bundle, transaction.to, receipt) or ()
+    operations = {log.log_index: operation_at(ranges, log.log_index) for log in transfers}
+    moving = {at for at in operations.values() if at is not None and ranges[at].succeeded}
+    found = walk(transaction, token, bundle, moving, steps)
+    return _Explaining(transfers, operations, found).all()
+
+
+def _of_direct_call(transaction: Transaction, log: TransferLog) -> tuple[Evidence, ...]:
     """Return the memos behind the arguments of the direct token call that made `log`.
 
     Solidity ignores bytes behind the arguments, so wallets can append them. They are signed by
     the transaction's sender: the payer, or with `transferFrom` possibly a spender.
     """
     calldata = transaction.calldata
-    if not is_direct_call(transaction, token) or len(calldata) > MAX_CALLDATA_BYTES:
-        return ()
     selector = calldata[:_SELECTOR_BYTES]
     arguments_end = _SELECTOR_BYTES + _ARGUMENT_BYTES[selector]
     if not _made(calldata[_SELECTOR_BYTES:arguments_end], selector, transaction, log):
         return ()
-    signer = Signer.PAYER if transaction.sender == log.sender else Signer.THIRD_PARTY
-    tail = calldata[arguments_end:]
-    # Before the ERC-8021 suffixes if it is there; else what looks like one may hold it.
-    memos = memos_of_tail(strip_suffixes(tail)) or memos_of_tail(tail)
-    return tuple(Evidence(memo=memo, source=MemoSource.CALLDATA, signer=signer) for memo in memos)
+    by = transaction.sender
+    signer = _signer(by, log)
+    return tuple(
+        Evidence(memo=memo, source=MemoSource.CALLDATA, signer=signer, by=by)
+        for memo in memos_behind(calldata[arguments_end:])
+    )
 
 
 def _made(arguments: bytes, selector: bytes, transaction: Transaction, log: TransferLog) -> bool:
@@ -72,72 +98,154 @@ def _address(word: bytes) -> str:
     return "0x" + word[-20:].hex()
 
 
-def strip_suffixes(tail: bytes) -> bytes:
-    """Return `tail` without the ERC-8021 suffixes at its end, however many are stacked.
+def _signer(by: Address | None, log: TransferLog) -> Signer:
+    return Signer.PAYER if by == log.sender else Signer.THIRD_PARTY
 
-    A suffix that does not parse exactly is left where it is: several published examples have the
-    length before the codes instead of behind them, and would make us cut into the memo.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidates:
+    """The calls that may have made a transfer.
+
+    `company`: how many calls or transfers cannot be told apart. `is_complete`: one of these calls
+    made it for certain; else a call that is not seen may have.
     """
-    for _ in range(_MAX_SUFFIXES):
-        size = _suffix_bytes(tail)
-        if size is None:
-            break
-        tail = tail[:-size]
-    return tail
+
+    leaves: Sequence[Leaf] = ()
+    company: int = 1
+    is_complete: bool = True
 
 
-def _suffix_bytes(tail: bytes) -> int | None:
-    """Return the size of the ERC-8021 suffix at the end of `tail`, or None.
+class _Explaining:
+    """What the calls of one transaction say of its transfers to us."""
 
-    Layouts, read from the end (ERC-8021 draft; `Attribution.ts` of wevm/ox):
-    schema 0: codes ‖ n(1) ‖ 00 ‖ marker; schema 1: registry(20) ‖ chain id(k) ‖ k(1) ‖ codes ‖
-    n(1) ‖ 01 ‖ marker; schema 2: CBOR map ‖ length(2) ‖ 02 ‖ marker.
+    def __init__(
+        self, transfers: Sequence[TransferLog], operations: dict[int, int | None], found: Walk
+    ) -> None:
+        self._transfers = transfers
+        self._operations = operations
+        self._found = found
+        self._search = TailSearch()
+        self._scanned: dict[int | None, list[Tail]] = {}
+        self._in_all = Counter(log.recipient for log in transfers)
+        self._in_operation = Counter(
+            (operations[log.log_index], log.recipient) for log in transfers
+        )
+
+    def all(self) -> dict[int, tuple[Evidence, ...]]:
+        made_by = _candidates(self._transfers, self._operations, self._found.leaves)
+        explained = {}
+        for log in self._transfers:
+            candidates = made_by[log.log_index]
+            pieces = self._of_leaves(log, candidates) if candidates.leaves else self._unseen(log)
+            explained[log.log_index] = _strongest(pieces)
+        return explained
+
+    def _of_leaves(self, log: TransferLog, candidates: _Candidates) -> Iterator[Evidence]:
+        looked_at = candidates.leaves[:MAX_CANDIDATES]
+        said = [list(self._of_tails(log, leaf.tails)) for leaf in looked_at]
+        certain: set[Memo | None] = set()
+        if candidates.is_complete and len(looked_at) == len(candidates.leaves):
+            # Whichever of the calls made it: all of them say this.
+            certain = set.intersection(*({piece.memo for piece in pieces} for pieces in said))
+        for piece in (piece for pieces in said for piece in pieces):
+            company = 1 if piece.memo in certain else candidates.company
+            yield replace(piece, company=max(piece.company, company))
+
+    def _unseen(self, log: TransferLog) -> Iterator[Evidence]:
+        """Explain a transfer whose call is not to be seen, as where a router pays us.
+
+        The tails around all that may have made it speak of it. So does what was handed on to
+        unknown code, if but one memo stands in it.
+        """
+        operation = self._operations[log.log_index]
+        covering = self._found.covering
+        yield from self._of_tails(log, covering.get(operation, covering.get(None, ())))
+        if operation not in self._scanned:
+            self._scanned[operation] = self._scan(operation)
+        yield from self._of_tails(log, self._scanned[operation])
+
+    def _scan(self, operation: int | None) -> list[Tail]:
+        """Return the calls of unknown code that carry a memo; none of them if there are two."""
+        opaque = (tail for tail in self._found.opaque if tail.operation == operation)
+        telling = [tail for tail in opaque if self._search.memos(tail)]
+        memos = {memo for tail in telling for memo in self._search.memos(tail)}
+        return telling if len(memos) == 1 else []
+
+    def _of_tails(self, log: TransferLog, tails: Iterable[Tail]) -> Iterator[Evidence]:
+        for tail in tails:
+            for memo in self._search.memos(tail):
+                yield Evidence(
+                    memo=memo,
+                    source=tail.source,
+                    signer=_signer(tail.by, log),
+                    by=tail.by,
+                    company=self._company(tail, log),
+                )
+
+    def _company(self, tail: Tail, log: TransferLog) -> int:
+        if tail.source is MemoSource.CALLDATA:
+            return 1
+        if tail.operation is None:
+            return self._in_all[log.recipient]
+        return self._in_operation[tail.operation, log.recipient]
+
+
+def _candidates(
+    transfers: Sequence[TransferLog], operations: dict[int, int | None], leaves: Sequence[Leaf]
+) -> dict[int, _Candidates]:
+    """Return for each transfer the calls for its payer, recipient and amount in its operation.
+
+    As many calls as transfers: the first made the first one, and so on. Else a call has failed, or
+    one is not seen, and they cannot be told apart.
     """
-    body, schema = tail[: -len(_MARKER) - 1], tail[-len(_MARKER) - 1 : -len(_MARKER)]
-    if not tail.endswith(_MARKER) or not schema or not body:
-        return None
-    fixed = len(_MARKER) + 1
-    match schema[0]:
-        case 0:
-            size = _codes_bytes(body)
-        case 1:
-            size = _registered_bytes(body)
-        case 2:
-            size = _cbor_bytes(body)
-        case _:
-            size = None
-    return None if size is None else fixed + size
+    # Where a call's payer is not known, all transfers of its amount and recipient are its company.
+    open_to_all = {_key(leaf)[1:] for leaf in leaves if leaf.payer is None}
+    calls = defaultdict(list)
+    for leaf in leaves:
+        key = _key(leaf)
+        calls[None if key[1:] in open_to_all else key[0], key[1:]].append(leaf)
+    logs = defaultdict(list)
+    for log in transfers:
+        rest = (operations[log.log_index], log.recipient, log.units)
+        logs[None if rest in open_to_all else log.sender, rest].append(log)
+    found: dict[int, _Candidates] = {}
+    for group, alike in logs.items():
+        found |= _told_apart(alike, calls.get(group, []))
+    return found
 
 
-def _codes_bytes(body: bytes) -> int | None:
-    """Return the size of `codes ‖ n(1)` at the end of `body`, or None."""
-    length = body[-1]
-    codes = body[-1 - length : -1]
-    if len(codes) != length or not _CODES.match(codes):
-        return None
-    return length + 1
+def _key(leaf: Leaf) -> tuple[Address | None, int | None, Address, int]:
+    return leaf.payer, leaf.operation, leaf.recipient, leaf.units
 
 
-def _registered_bytes(body: bytes) -> int | None:
-    """Return the size of `registry(20) ‖ chain id(k) ‖ k(1) ‖ codes ‖ n(1)`, or None."""
-    codes = _codes_bytes(body)
-    if codes is None or len(body) <= codes:
-        return None
-    id_bytes = body[-codes - 1]
-    size = codes + 1 + id_bytes + 20
-    return size if 1 <= id_bytes <= _WORD and len(body) >= size else None
+def _told_apart(logs: Sequence[TransferLog], leaves: Sequence[Leaf]) -> dict[int, _Candidates]:
+    if len(logs) == len(leaves) and all(map(_may_have_made, leaves, logs)):
+        pairs = zip(logs, leaves, strict=True)
+        return {log.log_index: _Candidates(leaves=(leaf,)) for log, leaf in pairs}
+    company = max(len(logs), len(leaves))
+    return {
+        log.log_index: _Candidates(
+            leaves=[leaf for leaf in leaves if _may_have_made(leaf, log)],
+            company=company,
+            is_complete=len(leaves) >= len(logs),
+        )
+        for log in logs
+    }
 
 
-def _cbor_bytes(body: bytes) -> int | None:
-    """Return the size of `CBOR map ‖ length(2)`, or None unless it is exactly one map."""
-    length = int.from_bytes(body[-2:]) if len(body) >= 2 else 0
-    encoded = body[-2 - length : -2]
-    if not 0 < length <= _MAX_CBOR_BYTES or len(encoded) != length:
-        return None
-    stream = BytesIO(encoded)
-    try:
-        # Unlike `loads`, a decoder that reads no further than it must shows what lies behind.
-        value = cbor2.CBORDecoder(stream, read_size=1).decode()
-    except Exception:  # a decoder fed by strangers: whatever it raises, this is no suffix
-        return None
-    return length + 2 if isinstance(value, dict) and not stream.read(1) else None
+def _may_have_made(leaf: Leaf, log: TransferLog) -> bool:
+    return leaf.payer is None or leaf.payer == log.sender
+
+
+def _strongest(pieces: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """Return the strongest piece for each memo, the payer's before others'."""
+    best: dict[Memo | None, Evidence] = {}
+    for piece in pieces:
+        known = best.get(piece.memo)
+        if known is None or _weakness(piece) < _weakness(known):
+            best[piece.memo] = piece
+    return tuple(sorted(best.values(), key=_weakness)[:MAX_EVIDENCE])
+
+
+def _weakness(piece: Evidence) -> tuple[bool, int]:
+    return piece.signer is not Signer.PAYER, piece.company

@@ -4,6 +4,7 @@ Nodes lie, so every field is checked. What is not what it should be raises `Inco
 the answer as a whole cannot be trusted, and gives None where one foreign log is simply not ours.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from oncepaid.domain.chain import (
@@ -14,6 +15,7 @@ from oncepaid.domain.chain import (
     BlockContents,
     BlockHash,
     BlockRef,
+    EventLog,
     Header,
     Receipt,
     Transaction,
@@ -27,10 +29,18 @@ Json = Any
 """A decoded JSON value, as it came from a node."""
 
 _ADDRESS_PADDING: Final = "0x" + "0" * 24
+_WORD_BYTES: Final = 32
 _WORD_HEX: Final = 66  # 0x and 32 bytes
 _MAX_QUANTITY: Final = 2**63 - 1  # what a bigint column holds
+MAX_EVENTS: Final = 5_000
+"""Of one receipt; real bundles of user operations have some 500."""
+_MAX_TOPICS: Final = 4
 # A block time in plain seconds is this small until the year 5138; a millisecond count is larger.
 _MAX_SECONDS: Final = 10**11
+
+
+class OversizedReceipt(InconsistentNode):
+    """A receipt has more events than are kept. No lie: anyone can emit as many as he pays for."""
 
 
 def quantity(value: Json) -> int:
@@ -162,6 +172,11 @@ def address_of_topic(topic: Json) -> Address | None:
     return None
 
 
+def address_in(word: bytes) -> Address | None:
+    """Return the address in a 32-byte word, or None where its first 12 bytes are not zero."""
+    return None if len(word) != _WORD_BYTES or any(word[:12]) else Address("0x" + word[12:].hex())
+
+
 def topic_of_address(address: Address) -> str:
     """Return an address as the 32-byte topic that a filter asks for."""
     return _ADDRESS_PADDING + address[2:]
@@ -174,18 +189,12 @@ def decode_transaction(value: Json) -> Transaction | None:
     if not isinstance(value, dict):
         raise InconsistentNode("a transaction is not an object")
     calldata, to, block = value.get("input") or "0x", value.get("to"), value.get("blockHash")
-    if not isinstance(calldata, str) or not calldata.startswith("0x"):
-        raise InconsistentNode("a transaction's input is not hex")
-    try:
-        data = bytes.fromhex(calldata[2:])
-    except ValueError as exc:
-        raise InconsistentNode("a transaction's input is not hex") from exc
     return Transaction(
         hash=TxHash(hash32(value.get("hash"))),
         block_hash=None if block is None else BlockHash(hash32(block)),
         sender=Address(_lower(value.get("from"))),
         to=None if to is None else Address(_lower(to)),
-        calldata=data,
+        calldata=_bytes_of(calldata, "a transaction's input"),
     )
 
 
@@ -202,8 +211,14 @@ def decode_contents(value: Json) -> BlockContents | None:
     )
 
 
-def decode_receipt(value: Json, token: Address) -> Receipt | None:
-    """Return a transaction's receipt; None for `null`, a transaction that is not mined."""
+def decode_receipt(
+    value: Json, token: Address, emitters: Collection[Address] = ()
+) -> Receipt | None:
+    """Return a transaction's receipt; None for `null`, a transaction that is not mined.
+
+    Its `events` are the logs of `emitters`; what others emitted is not even looked at. Raises
+    `OversizedReceipt` for more than `MAX_EVENTS` of them.
+    """
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -216,4 +231,43 @@ def decode_receipt(value: Json, token: Address) -> Receipt | None:
         block=_block_of(value),
         succeeded=value.get("status") == "0x1",
         transfers=tuple(transfer for transfer in found if transfer is not None),
+        events=_events_of(logs, emitters) if emitters else (),
     )
+
+
+def _events_of(
+    logs: Sequence[dict[str, Json]], emitters: Collection[Address]
+) -> tuple[EventLog, ...]:
+    kept = [
+        log
+        for log in logs
+        if _lower(log.get("address")) in emitters and log.get("removed") is not True
+    ]
+    if len(kept) > MAX_EVENTS:
+        raise OversizedReceipt(f"a receipt has {len(kept)} events of contracts that we know")
+    return tuple(sorted(map(_event_of, kept), key=lambda event: event.log_index))
+
+
+def _event_of(log: dict[str, Json]) -> EventLog:
+    topics = log.get("topics")
+    if not isinstance(topics, list) or len(topics) > _MAX_TOPICS:
+        raise InconsistentNode("a log has no list of up to four topics")
+    return EventLog(
+        log_index=quantity(log.get("logIndex")),
+        address=Address(_lower(log.get("address"))),
+        topics=tuple(bytes.fromhex(hash32(topic)[2:]) for topic in topics),
+        data=_bytes_of(log.get("data"), "a log's data"),
+    )
+
+
+def _bytes_of(value: Json, what: str) -> bytes:
+    if isinstance(value, str) and value.startswith("0x"):
+        try:
+            data = bytes.fromhex(value[2:])
+        except ValueError:
+            pass
+        else:
+            # White space, which `fromhex` skips, would shift what stands behind it.
+            if 2 * len(data) == len(value) - 2:
+                return data
+    raise InconsistentNode(f"{what} is not hex")

@@ -1,26 +1,23 @@
 """Reading one range of blocks: its transfers to us, what they carry, and that all of it agrees."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-from listener.calldata import evidence_of_call, is_direct_call
 from listener.decode import (
     Json,
-    decode_authorization,
     decode_header,
     decode_transaction,
     decode_transfer,
     topic_of_address,
 )
 from listener.follower import FetchRange, follows_cursor, is_end_sound
+from listener.receipts import EvidenceReader
+from listener.references import ReferenceContract
 from listener.rpc import Call, Caller, ChainReader, header_call
 from oncepaid.domain.chain import (
-    AUTHORIZATION_USED_TOPIC,
     TRANSFER_TOPIC,
     Address,
-    AuthorizationLog,
     BlockRef,
     Header,
     Transaction,
@@ -29,11 +26,7 @@ from oncepaid.domain.chain import (
     time_of,
 )
 from oncepaid.domain.errors import CursorGone, InconsistentNode, NodeBehind
-from oncepaid.domain.memo import memo_of_nonce
-from oncepaid.domain.payments import Evidence, MemoSource, ObservedPayment, Signer
-
-MAX_AUTHORIZERS: Final = 200
-"""Addresses in one filter for `AuthorizationUsed`; providers allow some hundreds."""
+from oncepaid.domain.payments import ObservedPayment
 
 
 class RangeMoved(InconsistentNode):
@@ -42,12 +35,16 @@ class RangeMoved(InconsistentNode):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """What to look for. `recipients` None watches every recipient of the token."""
+    """What to look for. `recipients` None watches every recipient of the token.
+
+    The events of `contracts` are believed where they say what a payment is for.
+    """
 
     token: Address
     recipients: frozenset[Address] | None
     start_block: int | Literal["latest"]
     max_range_blocks: int
+    contracts: tuple[ReferenceContract, ...] = ()
 
     def log_filter(self) -> dict[str, Json]:
         """Return the filter for `eth_subscribe` and, with a range, for `eth_getLogs`."""
@@ -72,6 +69,9 @@ class RangeReader:
     def __init__(self, rpc: Caller, watch: Watch) -> None:
         self._rpc = rpc
         self._reader = ChainReader(rpc)
+        self._carried = EvidenceReader(
+            rpc, token=watch.token, recipients=watch.recipients, contracts=watch.contracts
+        )
         self._watch = watch
 
     async def fetch(self, cursor: BlockRef, step: FetchRange, head: BlockRef) -> Range:
@@ -115,8 +115,10 @@ class RangeReader:
         calls = [Call(method="eth_getTransactionByHash", params=(h,)) for h in hashes]
         answers = await self._rpc.call_all(calls)
         found = dict(zip(hashes, map(decode_transaction, answers), strict=True))
+        # Which call made which transfer shows only beside all transfers of the same transaction.
+        related = [transfer for transfer in among if transfer.tx_hash in found]
         return await self._observe(
-            transfers, _checked_transactions(transfers, found, end.ref), end, among
+            transfers, _checked_transactions(related, found, end.ref), end, related
         )
 
     async def _transfers(self, step: FetchRange) -> list[TransferLog]:
@@ -173,56 +175,17 @@ class RangeReader:
         end: Header,
         among: Sequence[TransferLog],
     ) -> list[ObservedPayment]:
-        token = self._watch.token
-        indirect = [t for t in transfers if not is_direct_call(transactions[t.tx_hash], token)]
-        authorizations = await self._authorizations(indirect)
+        carried = await self._carried.read(among, transactions)
         times = await self._block_times(transfers, end)
-        company = Counter((t.tx_hash, t.recipient) for t in among)
         return [
             ObservedPayment(
                 log=t,
                 block_time=time_of(times[t.block.number]),
-                evidence=_authorization_evidence(t, authorizations)
-                or evidence_of_call(transactions[t.tx_hash], t, token),
-                transfers_in_tx=company[t.tx_hash, t.recipient],
+                evidence=carried.evidence[t.tx_hash, t.log_index],
+                transfers_in_tx=carried.transfers[t.tx_hash, t.recipient],
             )
             for t in transfers
         ]
-
-    async def _authorizations(
-        self, transfers: Sequence[TransferLog]
-    ) -> dict[tuple[TxHash, int], AuthorizationLog]:
-        """Return the `AuthorizationUsed` logs of these payers, by transaction and log index.
-
-        One call for a whole range: the payers are the filter. Direct transfers need none.
-        """
-        if not transfers:
-            return {}
-        payers = sorted({topic_of_address(transfer.sender) for transfer in transfers})
-        first = min(transfer.block.number for transfer in transfers)
-        last = max(transfer.block.number for transfer in transfers)
-        base = {"address": self._watch.token, "fromBlock": hex(first), "toBlock": hex(last)}
-        calls = [
-            Call(
-                method="eth_getLogs",
-                params=(
-                    {
-                        **base,
-                        "topics": [AUTHORIZATION_USED_TOPIC, payers[at : at + MAX_AUTHORIZERS]],
-                    },
-                ),
-            )
-            for at in range(0, len(payers), MAX_AUTHORIZERS)
-        ]
-        found = {}
-        for logs in await self._rpc.call_all(calls):
-            if not isinstance(logs, list):
-                raise InconsistentNode("eth_getLogs did not return a list")
-            for entry in logs:
-                used = decode_authorization(entry, self._watch.token)
-                if used is not None:
-                    found[used.tx_hash, used.log_index] = used
-        return found
 
     async def _block_times(self, transfers: Sequence[TransferLog], end: Header) -> dict[int, int]:
         """Return block times in Unix milliseconds; asks only where the logs do not carry them."""
@@ -242,7 +205,11 @@ def _checked_transactions(
     """Return the transactions by hash, each in the block that all of its logs name."""
     for transfer in transfers:
         transaction, block = found[transfer.tx_hash], transfer.block
-        if transaction is None or transaction.block_hash != block.hash:
+        if (
+            transaction is None
+            or transaction.hash != transfer.tx_hash
+            or transaction.block_hash != block.hash
+        ):
             raise InconsistentNode(f"transaction {transfer.tx_hash} is not where its log says")
         if block.number == end.number and block != end:
             raise InconsistentNode(
@@ -256,16 +223,3 @@ def _check_range(transfers: Sequence[TransferLog], step: FetchRange) -> None:
     for transfer in transfers:
         if not step.first <= transfer.block.number <= step.last:
             raise InconsistentNode(f"eth_getLogs returned a log of block {transfer.block.number}")
-
-
-def _authorization_evidence(
-    transfer: TransferLog, authorizations: dict[tuple[TxHash, int], AuthorizationLog]
-) -> tuple[Evidence, ...]:
-    """The token marks an authorization as used right before it moves the money: index - 1."""
-    used = authorizations.get((transfer.tx_hash, transfer.log_index - 1))
-    if used is None or used.authorizer != transfer.sender or used.block != transfer.block:
-        return ()
-    memo = memo_of_nonce(used.nonce)
-    if memo is None:
-        return ()
-    return (Evidence(memo=memo, source=MemoSource.AUTHORIZATION, signer=Signer.PAYER),)

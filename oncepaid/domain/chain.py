@@ -102,12 +102,27 @@ class BlockContents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventLog:
+    """Any log of a receipt: who emitted it, its topics (32 bytes each) and its data, undecoded."""
+
+    log_index: int
+    address: Address
+    topics: tuple[bytes, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What is used of a transaction's receipt: where it was mined and the token's transfers."""
+    """What is used of a transaction's receipt: where it was mined, the token's transfers, events.
+
+    `events` are those that were asked for, in the order of their log indices, the token's own
+    transfers among them.
+    """
 
     block: BlockRef
     succeeded: bool
     transfers: tuple[TransferLog, ...]
+    events: tuple[EventLog, ...] = ()
 
 
 LATEST_DATETIME_MS: Final = 253_402_300_799_000

@@ -6,9 +6,12 @@ It is self-delimiting and checksummed, so a tail of another protocol (a relay's 
 ERC-8021 suffix, ABI padding) is not mistaken for it: 8 of its 24 bytes are fixed by the others.
 """
 
+from dataclasses import dataclass
 from typing import Final, NewType
 
 from eth_hash.auto import keccak
+
+from oncepaid.domain.chain import Address
 
 Memo = NewType("Memo", bytes)
 """16 bytes, unique to one job."""
@@ -21,6 +24,17 @@ NONCE_BYTES: Final = 32
 """An EIP-3009 nonce: the envelope and 8 bytes that the payer may choose freely."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What somebody else chose to name a payment by; a host application binds it to a job.
+
+    `issuer` is the payer for an EIP-3009 nonce (32 bytes, unique only to him), else the contract.
+    """
+
+    issuer: Address
+    value: bytes
+
+
 MAX_TAIL_BYTES: Final = 128 * 1024
 """As long as a transaction can be: looking for the magic is cheap, and missing a memo is not."""
 MAX_LOOKS: Final = 256
@@ -29,21 +43,32 @@ MAX_LOOKS: Final = 256
 
 def envelope_of(memo: Memo) -> bytes:
     """Return the 24-byte envelope of a memo. Raises `ValueError` unless `memo` has 16 bytes."""
-    if len(memo) != MEMO_BYTES:
-        raise ValueError(f"a memo has {MEMO_BYTES} bytes, not {len(memo)}")
-    body = MAGIC + memo
-    return body + keccak(body)[:CHECKSUM_BYTES]
+    return sealed(MAGIC, memo)
 
 
 def read_envelope(data: bytes) -> Memo | None:
     """Return the memo of an envelope at the start of `data`, or None; the rest is ignored."""
-    if len(data) < ENVELOPE_BYTES or not data.startswith(MAGIC):
+    memo = unsealed(MAGIC, data)
+    return None if memo is None else Memo(memo)
+
+
+def sealed(magic: bytes, name: bytes) -> bytes:
+    """Return 16 bytes in an envelope of a kind that `magic` tells from every other.
+
+    Raises `ValueError` for another number of bytes.
+    """
+    if len(name) != MEMO_BYTES:
+        raise ValueError(f"a memo has {MEMO_BYTES} bytes, not {len(name)}")
+    body = magic + name
+    return body + keccak(body)[:CHECKSUM_BYTES]
+
+
+def unsealed(magic: bytes, data: bytes) -> bytes | None:
+    """Return what an envelope of this kind at the start of `data` holds, or None."""
+    if len(data) < ENVELOPE_BYTES or not data.startswith(magic):
         return None
-    body_end = len(MAGIC) + MEMO_BYTES
-    body = data[:body_end]
-    if keccak(body)[:CHECKSUM_BYTES] != data[body_end:ENVELOPE_BYTES]:
-        return None
-    return Memo(body[len(MAGIC) :])
+    name = data[len(magic) : len(magic) + MEMO_BYTES]
+    return name if sealed(magic, name) == data[:ENVELOPE_BYTES] else None
 
 
 def memo_of_nonce(nonce: bytes) -> Memo | None:
@@ -54,18 +79,26 @@ def memo_of_nonce(nonce: bytes) -> Memo | None:
 def memos_of_tail(tail: bytes) -> tuple[Memo, ...]:
     """Return the distinct memos in the bytes behind a call's arguments, in their order.
 
-    An ERC-8021 suffix should be cut off first. Wallets put their own bytes before or behind the
-    application's, so the envelope is looked for at every offset of the first `MAX_TAIL_BYTES`;
-    its magic and checksum make 64 bits that other bytes do not have by chance.
+    An ERC-8021 suffix should be cut off first.
     """
-    found: dict[Memo, None] = {}
+    return tuple(map(Memo, found_in_tail(MAGIC, tail)))
+
+
+def found_in_tail(magic: bytes, tail: bytes) -> tuple[bytes, ...]:
+    """Return what the envelopes of a kind in a tail hold, each once, in their order.
+
+    Wallets put their own bytes before or behind the application's, so the envelope is looked for at
+    every offset of the first `MAX_TAIL_BYTES`; its magic and checksum make 64 bits that other bytes
+    do not have by chance.
+    """
+    found: dict[bytes, None] = {}
     window = tail[:MAX_TAIL_BYTES]
-    at = window.find(MAGIC)
+    at = window.find(magic)
     for _ in range(MAX_LOOKS):
         if at < 0:
             break
-        memo = read_envelope(window[at:])
-        if memo is not None:
-            found[memo] = None
-        at = window.find(MAGIC, at + 1)
+        name = unsealed(magic, window[at:])
+        if name is not None:
+            found[name] = None
+        at = window.find(magic, at + 1)
     return tuple(found)

@@ -88,6 +88,11 @@ def call_through(relayer: str, *logs: Log, at_index: int | None = None) -> Tx:
     return Tx(sender=relayer, to=router, input="0xe3ee160e", logs=logs, at_index=at_index)
 
 
+def call_token(relayer: str, *logs: Log, at_index: int | None = None) -> Tx:
+    """Return a relayer's call of the token's `transferWithAuthorization` that made these logs."""
+    return Tx(sender=relayer, input="0xe3ee160e", logs=logs, at_index=at_index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """One block. `header`, `logs` and `transactions` are as JSON-RPC tells of them."""

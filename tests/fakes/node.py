@@ -205,6 +205,8 @@ class FakeNode:
                 return hex(self.chain_id)
             case "eth_getCode":
                 return self.code if params[0].lower() == TOKEN else "0x"
+            case "eth_getTransactionCount":
+                return "0x0"
             case "eth_blockNumber":
                 return hex(self.chain.head.number - self.head_lag)
             case "eth_getBlockByNumber":

@@ -2,12 +2,22 @@
 
 from typing import Any
 
-from tests.fakes.node import Twist
+from tests.fakes.node import NodeError, Twist
+from tests.fakes.refusals import Refusal
 
 
 def answers(value: Any) -> Twist:
     """Answer with this value."""
     return lambda _, __: value
+
+
+def refuses(refusal: Refusal) -> Twist:
+    """Answer with an error."""
+
+    def refuse(_: object, __: object) -> Any:
+        raise NodeError(refusal)
+
+    return refuse
 
 
 def changed_logs(**changes: Any) -> Twist:

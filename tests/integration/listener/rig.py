@@ -12,6 +12,7 @@ from db.cursor import CursorStore
 from db.pool import Database
 from db.ranges import RangeStore
 from listener.ranges import Watch
+from listener.references import ReferenceContract
 from listener.rpc import HttpRpc
 from listener.service import Listener
 from oncepaid.domain.chain import Address, BlockRef
@@ -68,6 +69,7 @@ class Ear:
     start_block: int | Literal["latest"] = "latest"
     max_range_blocks: int = 5000
     recipients: frozenset[Address] | None = frozenset({SHOP})
+    contracts: tuple[ReferenceContract, ...] = ()
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
     lead: Lead = field(default_factory=Lead)
     read: list[tuple[BlockRef, Sequence[ObservedPayment]]] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Ear:
             recipients=self.recipients,
             start_block=self.start_block,
             max_range_blocks=self.max_range_blocks,
+            contracts=self.contracts,
         )
         self.listener = Listener(
             self.rpc,

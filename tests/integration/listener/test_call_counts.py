@@ -9,7 +9,15 @@ from typing import Final
 from db.pool import Database
 from listener.rpc import ChainReader, HttpRpc
 from oncepaid.domain.chain import BlockHash, BlockRef
-from tests.fakes.blocks import Chain, authorization_log, call_through, nonce_of, pay, transfer_log
+from tests.fakes.blocks import (
+    Chain,
+    authorization_log,
+    call_through,
+    call_token,
+    nonce_of,
+    pay,
+    transfer_log,
+)
 from tests.fakes.node import FakeNode
 from tests.fakes.twists import changed_logs
 from tests.integration.listener.rig import MEMO, PAYER, SHOP, STRANGER, Ear
@@ -18,6 +26,7 @@ VERIFY: Final = {"eth_chainId": 1, "eth_getCode": 1}
 BLOCK: Final = "eth_getBlockByNumber"
 LOGS: Final = "eth_getLogs"
 TRANSACTION: Final = "eth_getTransactionByHash"
+RECEIPT: Final = "eth_getTransactionReceipt"
 AUTHORIZED: Final = (authorization_log(PAYER, nonce_of(MEMO)), transfer_log(PAYER, SHOP, 5))
 
 
@@ -70,11 +79,33 @@ async def test_a_payment_that_was_pushed(chain: Chain, node: FakeNode, ear: Ear)
 async def test_an_authorized_payment_that_was_pushed(
     chain: Chain, node: FakeNode, ear: Ear
 ) -> None:
-    block = chain.add(call_through(STRANGER, *AUTHORIZED))
+    block = chain.add(call_token(STRANGER, *AUTHORIZED))
     reset(node)
     ear.listener.hear(BlockRef(number=block.number, hash=BlockHash(block.hash)))
     await ear.listener.step()
     assert counted(node) == (3, {BLOCK: 1, LOGS: 2, TRANSACTION: 1})
+
+
+async def test_a_payment_through_a_contract_that_was_pushed(
+    chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    """Its receipt tells of authorizations too."""
+    block = chain.add(call_through(STRANGER, *AUTHORIZED))
+    reset(node)
+    ear.listener.hear(BlockRef(number=block.number, hash=BlockHash(block.hash)))
+    await ear.listener.step()
+    assert counted(node) == (3, {BLOCK: 1, LOGS: 1, TRANSACTION: 1, RECEIPT: 1})
+
+
+async def test_payments_of_all_kinds_in_one_range(chain: Chain, node: FakeNode, ear: Ear) -> None:
+    """Authorizations and receipts are asked for in one request, whatever their number."""
+    for _ in range(10):
+        chain.add(pay(PAYER, SHOP, 5), call_token(STRANGER, *AUTHORIZED))
+        chain.add(call_through(STRANGER, *AUTHORIZED), call_through(STRANGER, *AUTHORIZED))
+    reset(node)
+    await ear.catch_up()
+    assert counted(node) == (4, {BLOCK: 3, LOGS: 2, TRANSACTION: 40, RECEIPT: 20})
+    assert len(await ear.payments()) == 40
 
 
 async def test_a_hundred_payments(chain: Chain, node: FakeNode, ear: Ear) -> None:
@@ -104,7 +135,7 @@ async def test_several_payments_of_one_transaction(chain: Chain, node: FakeNode,
     chain.add(call_through(STRANGER, one, one, one))
     reset(node)
     await ear.catch_up()
-    assert counted(node) == (4, {BLOCK: 2, LOGS: 2, TRANSACTION: 1})
+    assert counted(node) == (4, {BLOCK: 2, LOGS: 1, TRANSACTION: 1, RECEIPT: 1})
 
 
 async def test_settling_asks_for_hashes_in_one_request(node: FakeNode, rpc: HttpRpc) -> None:

@@ -1,13 +1,16 @@
 """Which memo is found with which payment, and what hostile logs and transactions cannot do."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 
-from listener import ranges as ranges_module
+from db.payment_rows import evidence_of
+from listener import receipts as receipts_module
 from oncepaid.domain.chain import TRANSFER_TOPIC
-from oncepaid.domain.memo import envelope_of
+from oncepaid.domain.memo import Reference, envelope_of
 from oncepaid.domain.money import MAX_UNITS
+from oncepaid.domain.payments import Evidence, MemoSource, Signer
 from tests.fakes.blocks import (
     TOKEN,
     Chain,
@@ -16,6 +19,7 @@ from tests.fakes.blocks import (
     address,
     authorization_log,
     call_through,
+    call_token,
     nonce_of,
     pay,
     pay_from,
@@ -59,8 +63,15 @@ async def test_a_third_party_attaches_a_memo(chain: Chain, ear: Ear) -> None:
     assert memos_of(await ear.payments()) == [(MEMO.hex(), "calldata", "third_party"), BY_CALL]
 
 
-async def test_an_authorization_right_before_its_transfer(chain: Chain, ear: Ear) -> None:
-    chain.add(call_through(RELAYER, USED, PAID))
+WAYS: Final = pytest.mark.parametrize("relayed", [call_token, call_through])
+"""Through the token itself its logs tell of authorizations; through a contract the receipt does."""
+
+
+@WAYS
+async def test_an_authorization_right_before_its_transfer(
+    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
+) -> None:
+    chain.add(relayed(RELAYER, USED, PAID))
     await ear.catch_up()
     (row,) = await ear.payments()
     assert (bytes(row["memo"]), row["memo_source"]) == (MEMO, "authorization")
@@ -83,8 +94,6 @@ WRONG_PLACES: Final = {
     "another authorizer": (authorization_log(STRANGER, nonce_of(MEMO)), PAID),
     "before another transfer": (USED, transfer_log(PAYER, STRANGER, 1), PAID),
     "of another token": (Log(topics=USED.topics, address=RELAYER), PAID),
-    "a nonce without a memo": (authorization_log(PAYER, bytes(32)), PAID),
-    "a broken checksum": (authorization_log(PAYER, nonce_of(MEMO)[:-12] + bytes(12)), PAID),
     "a dirty authorizer": (
         Log(topics=[USED.topics[0], "0x1" + word(PAYER)[3:], USED.topics[2]]),
         PAID,
@@ -92,9 +101,12 @@ WRONG_PLACES: Final = {
 }
 
 
-async def test_authorizations_that_prove_nothing(chain: Chain, ear: Ear) -> None:
+@WAYS
+async def test_authorizations_that_prove_nothing(
+    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
+) -> None:
     for logs in WRONG_PLACES.values():
-        chain.add(call_through(RELAYER, *logs))
+        chain.add(relayed(RELAYER, *logs))
     await ear.catch_up()
     rows = await ear.payments()
     assert units_of(rows) == [5] * len(WRONG_PLACES)
@@ -102,21 +114,67 @@ async def test_authorizations_that_prove_nothing(chain: Chain, ear: Ear) -> None
     assert found == {name: [] for name in WRONG_PLACES}
 
 
-async def test_an_authorization_of_another_payer(chain: Chain, ear: Ear) -> None:
+FREE_NONCES: Final = {
+    "drawn at random": bytes(range(100, 132)),
+    "a broken checksum": nonce_of(MEMO)[:-12] + bytes(12),
+    "of zeros": bytes(32),
+}
+
+
+@WAYS
+@pytest.mark.parametrize("nonce", FREE_NONCES.values(), ids=FREE_NONCES)
+async def test_a_nonce_without_a_memo_is_the_payers_reference(
+    chain: Chain, ear: Ear, relayed: Callable[..., Tx], nonce: bytes
+) -> None:
+    chain.add(relayed(RELAYER, authorization_log(PAYER, nonce), PAID))
+    await ear.catch_up()
+    (row,) = await ear.payments()
+    assert evidence_of(row["evidence"]) == (
+        Evidence(
+            memo=None,
+            source=MemoSource.AUTHORIZATION,
+            signer=Signer.PAYER,
+            by=PAYER,
+            reference=Reference(issuer=PAYER, value=nonce),
+        ),
+    )
+    assert (row["memo"], row["memo_source"]) == (None, None)
+
+
+async def test_the_same_nonce_from_another_payer(chain: Chain, ear: Ear) -> None:
+    """A nonce is unique to its payer only: what a host binds to one of them is not the other's."""
+    nonce = FREE_NONCES["drawn at random"]
+    for payer in (PAYER, STRANGER):
+        chain.add(
+            call_token(RELAYER, authorization_log(payer, nonce), transfer_log(payer, SHOP, 5))
+        )
+    await ear.catch_up()
+    found = [evidence_of(row["evidence"]) for row in await ear.payments()]
+    assert [piece.reference for pieces in found for piece in pieces] == [
+        Reference(issuer=PAYER, value=nonce),
+        Reference(issuer=STRANGER, value=nonce),
+    ]
+
+
+@WAYS
+async def test_an_authorization_of_another_payer(
+    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
+) -> None:
     """It is asked for, because its authorizer pays too, but not for this transfer."""
     used = authorization_log(STRANGER, nonce_of(MEMO))
-    chain.add(
-        call_through(RELAYER, used, PAID), call_through(RELAYER, transfer_log(STRANGER, SHOP, 6))
-    )
+    chain.add(relayed(RELAYER, used, PAID), relayed(RELAYER, transfer_log(STRANGER, SHOP, 6)))
     await ear.catch_up()
     rows = await ear.payments()
     assert units_of(rows) == [5, 6]
     assert memos_of(rows) == []
 
 
-async def test_an_authorization_of_another_transaction(chain: Chain, ear: Ear) -> None:
+@WAYS
+async def test_an_authorization_of_another_transaction(
+    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
+) -> None:
     """Log indexes run through a block: index - 1 may belong to the transaction before."""
-    chain.add(call_through(RELAYER, USED), call_through(STRANGER, PAID, at_index=1))
+    chain.add(relayed(RELAYER, USED), relayed(STRANGER, PAID, at_index=1))
     await ear.catch_up()
     (row,) = await ear.payments()
     assert row["log_index"] == 1
@@ -124,7 +182,7 @@ async def test_an_authorization_of_another_transaction(chain: Chain, ear: Ear) -
 
 
 async def test_an_authorization_of_another_block(chain: Chain, node: FakeNode, ear: Ear) -> None:
-    chain.add(call_through(RELAYER, USED, PAID))
+    chain.add(call_token(RELAYER, USED, PAID))
     chain.mine(1)
 
     def moved(params: Any, logs: Any) -> Any:
@@ -139,7 +197,7 @@ async def test_an_authorization_of_another_block(chain: Chain, node: FakeNode, e
 async def test_odd_answers_for_authorizations_store_nothing(
     chain: Chain, node: FakeNode, ear: Ear
 ) -> None:
-    chain.add(call_through(RELAYER, USED, PAID))
+    chain.add(call_token(RELAYER, USED, PAID))
 
     def withheld(params: Any, logs: Any) -> Any:
         return None if params[0]["topics"][0] == USED.topics[0] else logs
@@ -152,12 +210,12 @@ async def test_odd_answers_for_authorizations_store_nothing(
 async def test_authorizers_are_asked_for_in_bounded_filters(
     chain: Chain, node: FakeNode, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges_module, "MAX_AUTHORIZERS", 2)
+    monkeypatch.setattr(receipts_module, "MAX_AUTHORIZERS", 2)
     payers = [address(f"payer {n}") for n in range(5)]
     used = nonce_of(MEMO)
     for payer in payers:
         logs = (authorization_log(payer, used), transfer_log(payer, SHOP, 1))
-        chain.add(call_through(RELAYER, *logs))
+        chain.add(call_token(RELAYER, *logs))
     before = node.calls["eth_getLogs"]
     await ear.catch_up()
     assert memos_of(await ear.payments()) == [BY_AUTHORIZATION] * 5
@@ -175,7 +233,6 @@ async def test_calldata_of_another_call_proves_nothing(chain: Chain, ear: Ear) -
     tail = envelope_of(MEMO).hex()
     arguments = f"{word(SHOP)[2:]}{word(5)[2:]}"
     odd = {
-        "a router's": Tx(sender=PAYER, to=RELAYER, input=f"0xa9059cbb{arguments}{tail}"),
         "too short": Tx(sender=PAYER, input=f"0xa9059cbb{arguments[:-2]}"),
         "only a selector": Tx(sender=PAYER, input="0xa9059cbb"),
         "empty": Tx(sender=PAYER, input="0x"),
@@ -291,7 +348,7 @@ async def test_what_is_asked_for(chain: Chain, node: FakeNode, ear: Ear) -> None
         return logs
 
     node.twist("eth_getLogs", note)
-    chain.add(call_through(RELAYER, USED, PAID))
+    chain.add(call_token(RELAYER, USED, PAID))
     await ear.catch_up()
     bounds = {"address": TOKEN, "fromBlock": hex(1011), "toBlock": hex(1011)}
     assert asked == [

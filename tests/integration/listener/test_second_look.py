@@ -12,6 +12,7 @@ from tests.fakes.blocks import (
     Log,
     authorization_log,
     call_through,
+    call_token,
     nonce_of,
     pay,
     transfer_log,
@@ -157,7 +158,7 @@ async def test_a_memo_that_a_short_answer_left_out_is_found(
 ) -> None:
     """The transfers came, and not the authorizations that name their jobs."""
     nonce = authorization_log(PAYER, nonce_of(MEMO))
-    chain.add(call_through(STRANGER, nonce, transfer_log(PAYER, SHOP, 5)))
+    chain.add(call_token(STRANGER, nonce, transfer_log(PAYER, SHOP, 5)))
     chain.add(pay(PAYER, SHOP, 6))
     node.twist("eth_getLogs", lambda p, logs: [] if _is_of(p, nonce) else logs)
     await pair.ear.catch_up()
