@@ -194,7 +194,7 @@ class OperatorStore:
                     "added": [f"{p.log.tx_hash}:{p.log.log_index}" for p in missing],
                     "orphaned": [payment.id for payment in orphaned],
                 }
-                await _write_note(connection, note, details)
+                await write_note(connection, note, details)
         return orphaned
 
     async def conflict(self) -> Conflict | None:
@@ -247,12 +247,13 @@ class OperatorStore:
                 "accepted": accept,
                 "why": why,
             }
-            await _write_note(connection, note, details)
+            await write_note(connection, note, details)
         found: str = before["conflict"]
         return found
 
 
-async def _write_note(connection: Connection, note: Note, details: dict[str, Any]) -> None:
+async def write_note(connection: Connection, note: Note, details: dict[str, Any]) -> None:
+    """Write a line of the audit log in the transaction of what it tells of."""
     await connection.execute(
         "INSERT INTO audit_log (who, action, details) VALUES ($1, $2, $3)",
         *(note.who, note.action, details),

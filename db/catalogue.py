@@ -8,6 +8,7 @@ from decimal import Decimal
 import asyncpg
 
 from db.pool import Database
+from oncepaid.domain.chain import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,26 @@ class Offer:
     description: str | None
     price_usdc: Decimal | None
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where money is to go: for what host applications tell their payers.
+
+    `token_name` is the one of its EIP-712 domain. `recipient` is for jobs that name none; None
+    where the settings name none either.
+    """
+
+    chain_id: int
+    token: Address
+    token_name: str
+    recipient: Address | None
+
+
+_TERMS = """
+UPDATE payment_terms
+   SET job_lifetime = $1, amount_fallback = $2, chain_id = $3, token = $4, token_name = $5,
+       recipient = $6
+"""
 
 _PUBLISH = """
 INSERT INTO skills (name, description, price_usdc, category, is_active, service_key)
@@ -42,7 +63,12 @@ class CatalogueStore:
         self._database = database
 
     async def publish(
-        self, *, job_lifetime: timedelta, amount_fallback: bool, offers: Sequence[Offer]
+        self,
+        *,
+        job_lifetime: timedelta,
+        amount_fallback: bool,
+        destination: Destination,
+        offers: Sequence[Offer],
     ) -> list[str]:
         """Write the terms that new jobs get, and a skill for every service that has none.
 
@@ -54,9 +80,13 @@ class CatalogueStore:
             # Two daemons that start together must not both insert.
             await connection.execute("LOCK TABLE payment_terms IN SHARE ROW EXCLUSIVE MODE")
             await connection.execute(
-                "UPDATE payment_terms SET job_lifetime = $1, amount_fallback = $2",
+                _TERMS,
                 job_lifetime,
                 amount_fallback,
+                destination.chain_id,
+                destination.token,
+                destination.token_name,
+                destination.recipient,
             )
             for offer in offers:
                 key, price = offer.service_key, offer.price_usdc

@@ -1,7 +1,7 @@
 """Under the matcher: locking the jobs that payments speak of, and writing what was decided."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import asyncpg
 
@@ -10,15 +10,35 @@ from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.chain import Address
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import Decision, Matched, Unmatched
-from oncepaid.domain.memo import Memo
+from oncepaid.domain.memo import Memo, Reference
 from oncepaid.domain.money import Units, units_of_price
 from oncepaid.domain.payments import PaymentId, SeenPayment
 
 _JOBS_NAMED = """
 SELECT id, memo, CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount
   FROM jobs
- WHERE memo = ANY($1::bytea[])
+ WHERE memo = ANY($1::bytea[]) OR id = ANY($3::bigint[])
     OR (amount_is_held AND unique_amount_units = ANY($2::bigint[]))
+"""
+
+_BINDINGS = """
+SELECT b.issuer, b.reference, b.job_id
+  FROM job_bindings b
+  JOIN unnest($1::text[], $2::bytea[]) AS r (issuer, reference) USING (issuer, reference)
+"""
+
+# Two probes of an index for each payment: jobs of its recipient, and of any of ours.
+_NEAREST_ABOVE = """
+SELECT p.id, n.price_usdc
+  FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS p (id, units, recipient)
+ CROSS JOIN LATERAL (
+    SELECT j.* FROM unnest(ARRAY['', p.recipient]) AS payee
+     CROSS JOIN LATERAL (
+        SELECT unique_amount_units, price_usdc::numeric AS price_usdc FROM jobs
+         WHERE amount_is_held AND status = 'pending' AND lower(coalesce(pay_to, '')) = payee
+           AND unique_amount_units > p.units
+         ORDER BY unique_amount_units LIMIT 1) j
+     ORDER BY j.unique_amount_units LIMIT 1) n
 """
 
 # A job that a host holds locked is passed over: nobody else may wait for it. Ordered, so that two
@@ -30,7 +50,7 @@ SELECT id, job_uuid::text AS job_uuid, memo,
        price_usdc::numeric AS price_usdc, lower(pay_to) AS pay_to,
        CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount,
        least(greatest(coalesce(expires_at, 'infinity'), '0001-01-02 UTC'), '9999-12-30 UTC')
-           ::timestamptz AS expires_at
+           ::timestamptz AS expires_at, amount_after_block
   FROM jobs WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
 
@@ -56,39 +76,87 @@ UPDATE payments SET status = 'matched', reason = NULL, matched_at = clock_timest
 """
 
 
+Name = Memo | Reference | Units
+"""What a payment names a job by."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedJobs:
     """The jobs that payments speak of: those that we locked, and what names the others."""
 
     jobs: list[JobTerms]
     uuids: dict[JobId | None, str]
-    busy_memos: set[bytes]
-    busy_amounts: set[int]
+    busy_names: set[Name]
 
     def is_busy(self, payment: SeenPayment) -> bool:
-        if payment.evidence:
-            return any(piece.memo in self.busy_memos for piece in payment.evidence)
-        return payment.units in self.busy_amounts
+        """Say whether a job that it may speak of is somebody else's at the moment."""
+        return not self.busy_names.isdisjoint(_names_of(payment))
+
+
+def _names_of(payment: SeenPayment) -> Iterator[Name]:
+    yield payment.units
+    for piece in payment.evidence:
+        if piece.memo is not None:
+            yield piece.memo
+        if piece.reference is not None:
+            yield piece.reference
 
 
 async def lock_named_jobs(connection: Connection, payments: Sequence[SeenPayment]) -> NamedJobs:
-    memos = {piece.memo for payment in payments for piece in payment.evidence}
+    """Lock what is free of the jobs that payments name by a memo, a reference or an amount."""
+    names = {name for payment in payments for name in _names_of(payment)}
+    bound = await _bindings_of(connection, [n for n in names if isinstance(n, Reference)])
+    memos = [name for name in names if isinstance(name, bytes)]
     # Wider amounts than bigint are nobody's unique amount.
-    amounts = {payment.units for payment in payments if payment.units < 2**63}
-    named = await connection.fetch(_JOBS_NAMED, list(memos), list(amounts))
+    amounts = [name for name in names if isinstance(name, int) and name < 2**63]
+    named = await connection.fetch(_JOBS_NAMED, memos, amounts, list(bound))
     rows = await connection.fetch(_LOCK_JOBS, [row["id"] for row in named])
     uuids = {row["id"]: row["job_uuid"] for row in rows}
     sums = {row["job_id"]: row for row in await connection.fetch(_SUMS, list(uuids))}
-    busy = [row for row in named if row["id"] not in uuids]
+    busy: set[Name] = set()
+    for row in named:
+        if row["id"] not in uuids:
+            busy |= {row["memo"], *bound.get(row["id"], ())}
+            if row["unique_amount"] is not None:
+                busy.add(Units(row["unique_amount"]))
     return NamedJobs(
-        jobs=[_terms_of(row, sums.get(row["id"])) for row in rows],
+        jobs=[_terms_of(row, sums.get(row["id"]), bound.get(row["id"], ())) for row in rows],
         uuids=uuids,
-        busy_memos={row["memo"] for row in busy},
-        busy_amounts={row["unique_amount"] for row in busy},
+        busy_names=busy,
     )
 
 
-def _terms_of(row: asyncpg.Record, sums: asyncpg.Record | None) -> JobTerms:
+async def _bindings_of(
+    connection: Connection, references: Sequence[Reference]
+) -> dict[JobId, list[Reference]]:
+    """Return those of the references that are bound, by job."""
+    if not references:
+        return {}
+    issuers, values = zip(*((r.issuer, r.value) for r in references), strict=True)
+    found: dict[JobId, list[Reference]] = {}
+    for row in await connection.fetch(_BINDINGS, list(issuers), list(values)):
+        reference = Reference(issuer=row["issuer"], value=row["reference"])
+        found.setdefault(row["job_id"], []).append(reference)
+    return found
+
+
+async def with_nearest(
+    connection: Connection, payments: Sequence[SeenPayment]
+) -> list[SeenPayment]:
+    """Fill in `nearest_above` where there is no evidence."""
+    bare = [p for p in payments if not p.evidence and p.units < 2**63]
+    if not bare:
+        return list(payments)
+    rows = await connection.fetch(
+        _NEAREST_ABOVE, [p.id for p in bare], [p.units for p in bare], [p.recipient for p in bare]
+    )
+    nearest = {row["id"]: units_of_price(row["price_usdc"]) for row in rows}
+    return [replace(p, nearest_above=nearest.get(p.id)) for p in payments]
+
+
+def _terms_of(
+    row: asyncpg.Record, sums: asyncpg.Record | None, references: Iterable[Reference]
+) -> JobTerms:
     amount = row["unique_amount"]
     return JobTerms(
         id=row["id"],
@@ -100,6 +168,8 @@ def _terms_of(row: asyncpg.Record, sums: asyncpg.Record | None) -> JobTerms:
         expires_at=row["expires_at"],
         covered=Units(int(sums["covered"] or 0) if sums else 0),
         partial=Units(int(sums["partial"] or 0) if sums else 0),
+        references=frozenset(references),
+        amount_after_block=row["amount_after_block"],
     )
 
 

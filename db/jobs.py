@@ -158,6 +158,34 @@ SELECT j.id, j.job_uuid::text AS job_uuid, coalesce(j.attempts, 0) AS attempts,
  ORDER BY j.id LIMIT $1 FOR NO KEY UPDATE OF j SKIP LOCKED
 """
 
+# For what a database tells who asks for an amount where none is free.
+_SET_REST = "UPDATE payment_terms SET amount_rest = $1 WHERE amount_rest IS DISTINCT FROM $1"
+
+# The rest is taken from the block's time, for a host may store an expiry as late as there are any.
+# A job without one never expires.
+_RELEASE_AMOUNTS = """
+WITH over AS (
+    SELECT least(block_time, now()) - $2::interval AS since FROM chain_cursor WHERE chain_id = $1
+), free AS (
+    SELECT jobs.id FROM jobs, over
+     WHERE amount_is_held
+       AND greatest(latest_expiry, coalesce(expires_at, 'infinity')) < over.since
+       AND NOT EXISTS (SELECT FROM payments p
+                        WHERE p.status = 'seen' AND p.amount_units = jobs.unique_amount_units)
+     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
+), retired AS (
+    DELETE FROM retired_amounts r USING over
+     WHERE r.expires_at < over.since
+       AND NOT EXISTS (SELECT FROM payments p
+                        WHERE p.status = 'seen' AND p.amount_units = r.unique_amount_units)
+    RETURNING r.unique_amount_units
+), released AS (
+    UPDATE jobs SET amount_is_held = false FROM free WHERE jobs.id = free.id
+    RETURNING jobs.unique_amount_units
+)
+SELECT unique_amount_units FROM released UNION ALL SELECT unique_amount_units FROM retired
+"""
+
 # A hub's `output_data` may be json or text: the record turns the value into the column's own type.
 _FINISH_IF_CURRENT = """
 UPDATE jobs SET status = $3, completed_at = clock_timestamp(), failures_in_row = 0,
@@ -270,24 +298,14 @@ class JobStore:
     async def release_amounts(self, chain_id: int, grace: timedelta, quarantine: timedelta) -> int:
         """Free the unique amounts that no payment in time can carry any more.
 
-        Judged by the time of the cursor's block: what has not been read yet may still hold one.
+        Judged by the time of the cursor's block: what has not been read yet may still hold one, and
+        so may a payment that waits for its decision. Returns how many were free to be drawn anew.
         """
+        rest = grace + quarantine
         async with self._database.connection() as connection:
-            status: str = await connection.execute(
-                """
-                WITH free AS (
-                    SELECT jobs.id FROM jobs, chain_cursor c
-                     WHERE c.chain_id = $1 AND amount_is_held
-                       AND expires_at + $2::interval + $3::interval < least(c.block_time, now())
-                     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
-                )
-                UPDATE jobs SET amount_is_held = false FROM free WHERE jobs.id = free.id
-                """,
-                chain_id,
-                grace,
-                quarantine,
-            )
-        return int(status.rpartition(" ")[2])
+            await connection.execute(_SET_REST, rest)
+            rows = await connection.fetch(_RELEASE_AMOUNTS, chain_id, rest)
+        return len(rows)
 
 
 async def _write_verdict(

@@ -9,7 +9,7 @@ import orjson
 from db.pool import Connection
 from oncepaid.domain.chain import Address, BlockHash, BlockRef, TxHash
 from oncepaid.domain.errors import InconsistentNode
-from oncepaid.domain.memo import Memo
+from oncepaid.domain.memo import Memo, Reference
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import (
     Evidence,
@@ -22,38 +22,76 @@ from oncepaid.domain.payments import (
     StoredLog,
 )
 
-# A payment whose block came back is what it was where that still stands: an operator's decision,
-# or a credit that was not reversed yet. Else it is seen anew.
-_STANDS: Final = (
-    "q.orphaned_from IN ('refunded', 'ignored')"
-    " OR (q.orphaned_from = 'credited' AND q.reversed_at IS NULL)"
-)
-
 BARE: Final = """(q.evidence = '[]' AND (
-    q.status = 'seen' OR (q.status = 'unmatched' AND q.reason = 'no_memo')))"""
+    q.status = 'seen'
+    OR (q.status = 'unmatched' AND (q.reason = 'no_memo'
+                                    OR (q.reason = 'underpaid' AND q.job_id IS NULL)))))"""
 """A payment without a memo that was not counted: it may have one that a node did not tell of."""
+
+# A payment whose block came back, or whose transaction was mined again in another one, is still
+# what an operator decided of it when its last block left the chain. In another block its log may
+# have another number: it is found by its place among the equal transfers of its transaction.
+_EQUAL: Final = """e.tx_hash = p.tx_hash AND e.sender = p.sender AND e.recipient = p.recipient
+               AND e.amount_units = p.amount_units"""
+_LAST_TIME: Final = f"""
+    SELECT o.orphaned_from, o.job_id, o.reason, o.evidence
+      FROM payments o
+     WHERE o.chain_id = $1 AND o.tx_hash = p.tx_hash AND o.status = 'orphaned'
+       AND o.sender = p.sender AND o.recipient = p.recipient AND o.amount_units = p.amount_units
+       AND CASE WHEN o.block_hash = p.block_hash THEN o.log_index = p.log_index
+           ELSE (SELECT count(*) FROM payments e
+                  WHERE e.chain_id = $1 AND e.block_hash = o.block_hash
+                    AND e.log_index < o.log_index AND {_EQUAL})
+              = (SELECT count(*) FROM (
+                     SELECT e.log_index
+                       FROM unnest($2::text[], $3::bigint[], $5::text[], $7::text[], $8::text[],
+                                   $9::numeric[])
+                            AS e (tx_hash, log_index, block_hash, sender, recipient, amount_units)
+                      WHERE e.block_hash = p.block_hash AND e.log_index < p.log_index AND {_EQUAL}
+                      UNION
+                     SELECT e.log_index FROM payments e
+                      WHERE e.chain_id = $1 AND e.block_hash = p.block_hash
+                        AND e.log_index < p.log_index AND {_EQUAL}) before) END
+     ORDER BY o.orphaned_at DESC LIMIT 1"""
+
+_OPERATORS: Final = """'$[*] ? (@.signer == "operator")'"""
+
+# A credit that was not reversed yet stands; so does what an operator decided.
+_STILL_CREDITED: Final = "q.orphaned_from = 'credited' AND q.reversed_at IS NULL"
 
 INSERT_PAYMENTS: Final = f"""
     INSERT INTO payments AS q (chain_id, tx_hash, log_index, block_number, block_hash, block_time,
                                sender, recipient, amount_units, memo, memo_source, evidence,
-                               transfers_in_tx)
+                               transfers_in_tx, status, job_id, reason)
     SELECT $1, p.tx_hash, p.log_index, p.block_number, p.block_hash, p.block_time, p.sender,
-           p.recipient, p.amount_units, p.memo, p.memo_source, p.evidence::jsonb,
-           p.transfers_in_tx
+           p.recipient, p.amount_units, p.memo, p.memo_source,
+           CASE WHEN was.evidence IS NULL THEN p.evidence::jsonb
+                ELSE p.evidence::jsonb || jsonb_path_query_array(was.evidence, {_OPERATORS}) END,
+           p.transfers_in_tx,
+           coalesce(settled.status, 'seen'), settled.job_id, settled.reason
       FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[],
                   $7::text[], $8::text[], $9::numeric[], $10::bytea[], $11::text[], $12::text[],
                   $13::int[])
            AS p (tx_hash, log_index, block_number, block_hash, block_time, sender, recipient,
                  amount_units, memo, memo_source, evidence, transfers_in_tx)
+      LEFT JOIN LATERAL ({_LAST_TIME}) was ON true
+      LEFT JOIN LATERAL (SELECT was.orphaned_from AS status, was.job_id, was.reason
+                          WHERE was.orphaned_from IN ('refunded', 'ignored')) settled ON true
      WHERE {{condition}}
     ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE
-       SET status = CASE WHEN {_STANDS} THEN q.orphaned_from ELSE 'seen' END,
-           job_id = CASE WHEN {_STANDS} THEN q.job_id END,
-           reason = CASE WHEN {_STANDS} THEN q.reason END,
+       SET status = CASE WHEN q.status <> 'orphaned' THEN 'seen'
+                         WHEN {_STILL_CREDITED} THEN 'credited' ELSE excluded.status END,
+           job_id = CASE WHEN q.status <> 'orphaned' THEN NULL
+                         WHEN {_STILL_CREDITED} THEN q.job_id ELSE excluded.job_id END,
+           reason = CASE WHEN q.status <> 'orphaned' OR {_STILL_CREDITED} THEN NULL
+                         ELSE excluded.reason END,
            orphaned_from = NULL, orphaned_at = NULL, reversed_at = NULL,
            memo = coalesce(q.memo, excluded.memo),
            memo_source = coalesce(q.memo_source, excluded.memo_source),
-           evidence = CASE WHEN q.evidence = '[]' THEN excluded.evidence ELSE q.evidence END,
+           evidence = CASE WHEN q.evidence = '[]' THEN excluded.evidence
+                WHEN q.evidence @> jsonb_path_query_array(excluded.evidence, {_OPERATORS})
+                THEN q.evidence
+                ELSE q.evidence || jsonb_path_query_array(excluded.evidence, {_OPERATORS}) END,
            transfers_in_tx = greatest(q.transfers_in_tx, excluded.transfers_in_tx)
      WHERE q.status = 'orphaned' OR ({BARE} AND excluded.evidence <> '[]')
     RETURNING 1
@@ -83,8 +121,8 @@ def columns_of(payments: Sequence[ObservedPayment]) -> list[list[Any]]:
 
 
 def _row_of(payment: ObservedPayment) -> tuple[Any, ...]:
-    log, evidence = payment.log, payment.evidence
-    first = evidence[0] if evidence else None
+    log = payment.log
+    first = next((piece for piece in payment.evidence if piece.memo is not None), None)
     return (
         log.tx_hash,
         log.log_index,
@@ -96,25 +134,42 @@ def _row_of(payment: ObservedPayment) -> tuple[Any, ...]:
         log.units,
         first.memo if first else None,
         first.source if first else None,
-        _json_of(evidence),
+        orjson.dumps([_json_of(piece) for piece in payment.evidence]).decode(),
         payment.transfers_in_tx,
     )
 
 
-def _json_of(evidence: tuple[Evidence, ...]) -> str:
-    found = [{"memo": e.memo.hex(), "source": e.source, "signer": e.signer} for e in evidence]
-    return orjson.dumps(found).decode()
+def _json_of(piece: Evidence) -> dict[str, Any]:
+    """What is usual is left out: most payments have one memo, which their payer signed."""
+    found: dict[str, Any] = {"source": piece.source, "signer": piece.signer}
+    if piece.memo is not None:
+        found["memo"] = piece.memo.hex()
+    if piece.reference is not None:
+        reference = piece.reference
+        found["reference"] = {"issuer": reference.issuer, "value": reference.value.hex()}
+    if piece.by is not None:
+        found["by"] = piece.by
+    if piece.company != 1:
+        found["company"] = piece.company
+    return found
 
 
 def evidence_of(value: Any) -> tuple[Evidence, ...]:
-    """Return the memos that were found with a payment."""
-    return tuple(
-        Evidence(
-            memo=Memo(bytes.fromhex(piece["memo"])),
-            source=MemoSource(piece["source"]),
-            signer=Signer(piece["signer"]),
-        )
-        for piece in value
+    """Return what was found with a payment, from its column `evidence`."""
+    return tuple(_piece_of(piece) for piece in value)
+
+
+def _piece_of(piece: dict[str, Any]) -> Evidence:
+    memo, reference = piece.get("memo"), piece.get("reference")
+    return Evidence(
+        memo=None if memo is None else Memo(bytes.fromhex(memo)),
+        source=MemoSource(piece["source"]),
+        signer=Signer(piece["signer"]),
+        by=piece.get("by"),
+        reference=None
+        if reference is None
+        else Reference(issuer=reference["issuer"], value=bytes.fromhex(reference["value"])),
+        company=piece.get("company", 1),
     )
 
 
@@ -152,9 +207,12 @@ RETURNING p.id, p.tx_hash, p.amount_units, p.orphaned_from, p.job_id,
 """
 
 
+# One that was known by its amount only where that is still its job's, and not another's by now.
 _DECIDE_DUPLICATES_ANEW: Final = """
-UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
- WHERE job_id = ANY($1::bigint[]) AND status = 'unmatched' AND reason = 'duplicate'
+UPDATE payments p SET status = 'seen', job_id = NULL, reason = NULL
+  FROM jobs j
+ WHERE j.id = ANY($1::bigint[]) AND p.job_id = j.id AND p.status = 'unmatched'
+   AND p.reason = 'duplicate' AND (p.evidence <> '[]' OR j.amount_is_held)
 """
 
 

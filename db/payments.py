@@ -5,10 +5,10 @@ from typing import Final
 
 import asyncpg
 
-from db.deciding import lock_named_jobs, write_decisions
+from db.deciding import lock_named_jobs, with_nearest, write_decisions
 from db.payment_rows import LOG_COLUMNS, evidence_of, stored_log_of
 from db.pool import HOST_REFUSES, Connection, Database
-from db.reversals import HAS_UNREVERSED
+from db.reversals import HAS_UNREVERSED, overpaid
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import DecidedPayment, Decision
 from oncepaid.domain.money import Units
@@ -25,7 +25,8 @@ from oncepaid.domain.payments import (
 DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[PaymentId, Decision]]
 
 _SEEN = """
-SELECT id, sender, recipient, amount_units, block_time, evidence, transfers_in_tx, tx_hash,
+SELECT id, sender, recipient, amount_units, block_number, block_time, evidence, transfers_in_tx,
+       tx_hash,
        extract(epoch FROM clock_timestamp() - seen_at)::float8 AS waited_s
   FROM payments WHERE status = 'seen' AND chain_id = $2 AND id > $3 ORDER BY id LIMIT $1
    FOR UPDATE SKIP LOCKED
@@ -85,7 +86,8 @@ WITH due AS (
 ), paid AS (
     UPDATE jobs j
        SET status = CASE WHEN j.status = 'pending' THEN 'paid' ELSE j.status END,
-           paid_at = clock_timestamp(), credited_units = open.units, is_unbacked = false
+           paid_at = clock_timestamp(), credited_units = open.units, is_unbacked = false,
+           overpaid_units = {overpaid("open.units", "j")}
       FROM open WHERE j.id = open.id
     RETURNING j.id, j.job_uuid, j.skill_id
 ), made_good AS (
@@ -103,23 +105,26 @@ RETURNING p.id, p.job_id, p.tx_hash, p.amount_units, paid.job_uuid::text AS job_
 
 # What a host that changes prices or statuses, or a reorganisation between a matcher's look and its
 # decision, can leave behind: money for a job that waits for it, and nobody who looks. It is decided
-# anew: what was too small and is enough together, and what was one too many and is not.
+# anew: what was too small and is enough together, and what was one too many and is not. One that
+# was known by its amount only where that is still its job's, and not another's by now.
 _RECONSIDER = """
 WITH waiting AS (
-    SELECT j.id, j.price_usdc,
+    SELECT j.id, j.price_usdc, j.amount_is_held,
            coalesce(sum(p.amount_units) FILTER (WHERE p.reason = 'underpaid'), 0) AS partial
       FROM payments p JOIN jobs j ON j.id = p.job_id
      WHERE p.status = 'unmatched' AND p.reason IN ('underpaid', 'duplicate') AND p.chain_id = $1
+       AND (p.evidence <> '[]' OR j.amount_is_held)
        AND (j.status = 'pending' OR j.is_unbacked) AND j.price_usdc IS NOT NULL
      GROUP BY j.id
 ), enough AS (
-    SELECT w.id, w.partial, w.price_usdc * 1000000 AS price,
+    SELECT w.id, w.partial, w.amount_is_held, w.price_usdc * 1000000 AS price,
            (SELECT coalesce(sum(amount_units), 0) FROM payments
              WHERE job_id = w.id AND status IN ('matched', 'credited')) AS covered
       FROM waiting w
 ), again AS (
     SELECT p.id FROM payments p JOIN enough e ON e.id = p.job_id
      WHERE p.status = 'unmatched' AND e.covered < greatest(e.price, 1)
+       AND (p.evidence <> '[]' OR e.amount_is_held)
        AND (p.reason = 'duplicate'
             OR (p.reason = 'underpaid' AND e.partial + e.covered >= e.price))
      ORDER BY p.id LIMIT 500 FOR UPDATE OF p SKIP LOCKED
@@ -127,6 +132,22 @@ WITH waiting AS (
 UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
   FROM again WHERE payments.id = again.id
 RETURNING payments.id
+"""
+
+
+# A host may bind a reference in a transaction that ends after the payment was decided; one that is
+# open for more than an hour is not waited for.
+_RECONSIDER_BOUND = """
+UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
+ WHERE status = 'unmatched' AND id IN (
+       SELECT p.id FROM payments p
+        CROSS JOIN jsonb_path_query(p.evidence, '$[*].reference') AS r
+         JOIN job_bindings b ON b.issuer = r ->> 'issuer'
+                            AND b.reference = decode(r ->> 'value', 'hex')
+        WHERE p.status = 'unmatched' AND p.reason IN ('no_memo', 'ambiguous_amount')
+          AND p.evidence <> '[]' AND p.seen_at > now() - interval '1 hour' AND p.chain_id = $1
+        LIMIT 500)
+RETURNING id
 """
 
 
@@ -158,7 +179,7 @@ class PaymentStore:
             rows = await connection.fetch(_SEEN, limit, self._chain_id, after)
             if not rows:
                 return []
-            payments = [_seen_of(row) for row in rows]
+            payments = await with_nearest(connection, [_seen_of(row) for row in rows])
             named = await lock_named_jobs(connection, payments)
             free = [payment for payment in payments if not named.is_busy(payment)]
             decisions = decide_all(free, named.jobs)
@@ -216,7 +237,9 @@ class PaymentStore:
     async def reconsider(self) -> int:
         """Have money decided anew that its job waits for after all; returns how many payments."""
         async with self._database.connection() as connection:
-            return len(await connection.fetch(_RECONSIDER, self._chain_id))
+            again = await connection.fetch(_RECONSIDER, self._chain_id)
+            bound = await connection.fetch(_RECONSIDER_BOUND, self._chain_id)
+        return len(again) + len(bound)
 
     async def conflict(self) -> str | None:
         """Return what of the chain contradicts what was final, if anything does."""
@@ -236,6 +259,7 @@ def _seen_of(row: asyncpg.Record) -> SeenPayment:
         block_time=row["block_time"],
         evidence=evidence_of(row["evidence"]),
         transfers_in_tx=row["transfers_in_tx"],
+        block_number=row["block_number"],
     )
 
 

@@ -15,8 +15,8 @@ MAX_ROWS: Final = 1000
 _SERVICE: Final = "oncepaid_service_key(s.service_key, s.name)"
 _JOB_COLUMNS: Final = f"""
        j.id, j.job_uuid::text AS job_uuid, {_SERVICE} AS service_key, j.status, j.price_usdc,
-       j.pay_to, j.memo, j.unique_amount_units, j.attempts, j.created_at, j.expires_at, j.paid_at,
-       j.started_at, j.completed_at
+       j.pay_to, j.memo, j.unique_amount_units, j.overpaid_units AS overpaid_amount_units,
+       j.attempts, j.created_at, j.expires_at, j.paid_at, j.started_at, j.completed_at
 """
 _PAYMENT_COLUMNS: Final = """
        p.id, p.chain_id, p.tx_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
@@ -24,6 +24,11 @@ _PAYMENT_COLUMNS: Final = """
        j.job_uuid::text AS job_uuid, p.status, p.reason, p.seen_at, p.matched_at, p.credited_at
 """
 
+
+_REFUND_COLUMNS: Final = """
+       r.tx_hash AS refund_tx_hash, r.recognised_by AS refund_recognised_by
+"""
+_AUDIT_COLUMNS: Final = "at, who, action, details"
 
 _LOSS_COLUMNS: Final = "l.payment_id, l.job_status, l.lost_at, l.made_good_at"
 
@@ -141,8 +146,24 @@ class Reports:
                 f"SELECT {_LOSS_COLUMNS} FROM losses l WHERE l.job_id = $1 ORDER BY l.id",
                 row["id"],
             )
+            bindings = await connection.fetch(
+                """
+                SELECT issuer, reference, created_at FROM job_bindings
+                 WHERE job_id = $1 ORDER BY created_at, issuer LIMIT $2
+                """,
+                *(row["id"], MAX_ROWS),
+            )
+            notes = await connection.fetch(
+                f"""
+                SELECT {_AUDIT_COLUMNS} FROM audit_log
+                 WHERE details ->> 'job_id' = $1 ORDER BY id LIMIT $2
+                """,
+                *(str(row["id"]), MAX_ROWS),
+            )
         return {
             **dict(row),
+            "bindings": [dict(binding) for binding in bindings],
+            "audit": [dict(note) for note in notes],
             "losses": [dict(loss) for loss in losses],
             "payments": [dict(payment) for payment in payments],
             "attempts": [dict(attempt) for attempt in attempts],
@@ -162,16 +183,34 @@ class Reports:
             )
         return [dict(row) for row in rows]
 
-    async def payments(self, status: str | None, limit: int) -> list[Row]:
-        """Return the newest payments, of one status or of all."""
+    async def payments(
+        self, status: str | None, limit: int, reason: str | None = None
+    ) -> list[Row]:
+        """Return the newest payments, of one status or reason or of all."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 f"""
                 SELECT {_PAYMENT_COLUMNS} FROM payments p LEFT JOIN jobs j ON j.id = p.job_id
-                 WHERE $1::text IS NULL OR p.status = $1 ORDER BY p.id DESC LIMIT $2
+                 WHERE ($1::text IS NULL OR p.status = $1) AND ($3::text IS NULL OR p.reason = $3)
+                 ORDER BY p.id DESC LIMIT $2
                 """,
                 status,
                 min(limit, MAX_ROWS),
+                reason,
+            )
+        return [dict(row) for row in rows]
+
+    async def payment_totals(self, status: str | None, reason: str | None) -> list[Row]:
+        """Count all payments of one status or reason or of all, with their sums."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT status, reason, count(*) AS payments, sum(amount_units) AS amount_units
+                  FROM payments
+                 WHERE ($1::text IS NULL OR status = $1) AND ($2::text IS NULL OR reason = $2)
+                 GROUP BY status, reason ORDER BY status, sum(amount_units) DESC, reason
+                """,
+                *(status, reason),
             )
         return [dict(row) for row in rows]
 
@@ -180,10 +219,21 @@ class Reports:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 f"""
-                SELECT {_PAYMENT_COLUMNS}, p.evidence
+                SELECT {_PAYMENT_COLUMNS}, p.evidence, {_REFUND_COLUMNS}
                   FROM payments p LEFT JOIN jobs j ON j.id = p.job_id
+                  LEFT JOIN refunds r ON r.payment_id = p.id
                  WHERE p.id::text = $1 OR p.tx_hash = lower($1) ORDER BY p.id
                 """,
                 name,
             )
-        return [dict(row) for row in rows]
+            audit = await connection.fetch(
+                f"""
+                SELECT details ->> 'payment_id' AS payment_id, {_AUDIT_COLUMNS} FROM audit_log
+                 WHERE details ->> 'payment_id' = ANY($1::text[]) ORDER BY id LIMIT $2
+                """,
+                *([str(row["id"]) for row in rows], MAX_ROWS),
+            )
+        notes: dict[str, list[Row]] = {}
+        for note in map(dict, audit):
+            notes.setdefault(note.pop("payment_id"), []).append(note)
+        return [{**dict(row), "audit": notes.get(str(row["id"]), [])} for row in rows]

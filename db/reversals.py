@@ -28,6 +28,13 @@ HAS_UNREVERSED: Final = """EXISTS (
        AND gone.orphaned_from = 'credited' AND gone.reversed_at IS NULL)"""
 """True of a row of `jobs` that was credited for money which left the chain since."""
 
+
+def overpaid(units: str, job: str) -> str:
+    """Return SQL for what a sum is above a job's price; its unique amount is what we asked for."""
+    return f"""CASE WHEN {units} = {job}.unique_amount_units THEN 0
+        ELSE greatest({units} - ceil({job}.price_usdc * 1000000), 0) END"""
+
+
 # Whether there is anything to do, cheaply: it is asked every second.
 _IS_NEEDED: Final = """
 SELECT EXISTS (SELECT FROM payments
@@ -68,9 +75,18 @@ SELECT id, job_uuid::text AS job_uuid, attempt_id FROM jobs
  ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
 """
 
+_COVER: Final = f"""
+UPDATE jobs SET credited_units = $2, overpaid_units = {overpaid("$2::numeric", "jobs")}
+ WHERE id = $1
+"""
+
+_LOSE: Final = """
+UPDATE jobs SET is_unbacked = true, credited_units = $2, overpaid_units = 0 WHERE id = $1
+"""
+
 _REOPEN: Final = """
-UPDATE jobs SET status = 'pending', paid_at = NULL, credited_units = 0, is_unbacked = false,
-       attempt_id = NULL, lease_until = NULL
+UPDATE jobs SET status = 'pending', paid_at = NULL, credited_units = 0, overpaid_units = 0,
+       is_unbacked = false, attempt_id = NULL, lease_until = NULL
  WHERE id = $1
 """
 
@@ -170,16 +186,11 @@ async def _write(
     )
     match reversal:
         case Covered():
-            await connection.execute(
-                "UPDATE jobs SET credited_units = $2 WHERE id = $1", job, credit.rest
-            )
+            await connection.execute(_COVER, job, credit.rest)
         case Reopen():
             await _reopen(connection, job)
         case Lose():
-            await connection.execute(
-                "UPDATE jobs SET is_unbacked = true, credited_units = $2 WHERE id = $1",
-                *(job, credit.rest),
-            )
+            await connection.execute(_LOSE, job, credit.rest)
             await connection.executemany(
                 """
                 INSERT INTO losses (payment_id, job_id, amount_units, job_status)

@@ -200,9 +200,12 @@ async def database_of(settings: Settings, *, migrated: bool = True) -> AsyncIter
 def main() -> None:
     """The `oncepaid` command."""
     from oncepaid.commands import (
+        binding,
         check,
         conflict,
         demo,
+        desk,
+        explain,
         jobs,
         payments,
         rescan,
@@ -210,6 +213,8 @@ def main() -> None:
         verify,
     )
 
-    for module in (check, conflict, demo, jobs, payments, rescan, status, verify):
+    for module in (
+        *(binding, check, conflict, demo, desk, explain, jobs, payments, rescan, status, verify),
+    ):
         module.register(app)
     app()

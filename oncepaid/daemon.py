@@ -18,10 +18,12 @@ from db.leader import STANDBY_S, Leader
 from db.payments import PaymentStore
 from db.pool import Database
 from db.ranges import RangeStore
+from db.refunds import RefundStore
 from db.reports import Reports
 from db.reversals import ReversalStore
 from listener.auditor import AUDIT_S, Audit, Auditor
 from listener.ranges import Watch
+from listener.refund_watch import REFUNDS_S, RefundWatch
 from listener.rpc import ChainReader, HttpRpc
 from listener.second_look import FinalityMark, SecondLook
 from listener.service import Listener
@@ -30,20 +32,17 @@ from listener.witness import Witness
 from oncepaid import __version__, sdnotify
 from oncepaid.domain.chain import Address, BlockRef
 from oncepaid.domain.errors import BadSetting
-from oncepaid.domain.finality import FinalityAges, Tier, by_age
-from oncepaid.domain.generation import Budget
-from oncepaid.domain.matching import MatchingRules
 from oncepaid.domain.money import parse_usdc
 from oncepaid.domain.payments import ObservedPayment
-from oncepaid.domain.pricing import Price
 from oncepaid.gauges import refresh_gauges
 from oncepaid.health import Health
 from oncepaid.http import build_app, serve
-from oncepaid.loops import PERMANENT_RETRY_S, Bell, Driver
+from oncepaid.loops import PERMANENT_RETRY_S, Bell, Driver, then
 from oncepaid.metrics import Metrics, process_registry
 from oncepaid.offers import build_services, with_names
 from oncepaid.opening import open_database, prepare_database
 from oncepaid.settings import Settings
+from oncepaid.values import budget_of, prices_of, rules_of, tiers_of, watch_of
 from processors.claude import Claude
 from processors.finisher import Finisher
 from processors.generator import HEARTBEAT_S, Generator
@@ -64,7 +63,7 @@ SECOND_LOOK_S: Final = 30.0
 MARK_S: Final = 30.0
 STAGES: Final = (
     *("lead", "listen", "tend", "second_look", "mark", "match", "settle", "reverse"),
-    *("generate", "leases", "finish", "sweep", "audit"),
+    *("generate", "leases", "finish", "sweep", "audit", "refunds"),
 )
 LAG_CHECK_S: Final = 1.0
 CHAIN_FIRST_S: Final = 10.0
@@ -177,13 +176,11 @@ class Stages:
         With `stack` the calls under way are given back and the client is closed.
         """
         settings, metrics = self._settings, self._metrics
-        rules = MatchingRules(
-            recipients=settings.chain.watched,
-            late_grace=timedelta(seconds=settings.matching.late_grace_s),
-            amount_fallback=settings.matching.amount_fallback,
-        )
         matcher = Matcher(
-            self._ledger, rules=rules, metrics=metrics, announce=self._bells["settle"].ring
+            self._ledger,
+            rules=rules_of(settings),
+            metrics=metrics,
+            announce=self._bells["settle"].ring,
         )
         assert settings.claude.api_key is not None, "checked at start"
         claude = await stack.enter_async_context(
@@ -196,10 +193,7 @@ class Stages:
         stack.push_async_callback(generator.stop)
         finisher = Finisher(
             self._work,
-            budget=Budget(
-                max_attempts=settings.claude.max_attempts,
-                max_cost_usd=settings.claude.max_cost_usd_per_job,
-            ),
+            budget=budget_of(settings),
             services=self._services,
             metrics=metrics,
         )
@@ -246,7 +240,7 @@ class Stages:
         settler = Settler(
             self._ledger,
             ChainReader(self._rpc),
-            tiers=self._tiers(),
+            tiers=tiers_of(self._settings),
             services=self._services,
             second=SecondOpinion(
                 witness=Witness(self._rpc, Address(self._settings.chain.token)),
@@ -256,17 +250,6 @@ class Stages:
             metrics=self._metrics,
         )
         self._drive(group, "settle", settler.step, SETTLE_POLL_S)
-
-    def _tiers(self) -> list[Tier]:
-        tiers = [tier.tier for tier in self._settings.confirmation.tiers]
-        chain = self._settings.chain
-        if chain.finality_tags:
-            return tiers
-        ages = FinalityAges(
-            safe=timedelta(seconds=chain.safe_age_s),
-            finalized=timedelta(seconds=chain.finalized_age_s),
-        )
-        return by_age(tiers, ages)
 
     async def _start_listening(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
         chain, metrics = self._settings.chain, self._metrics
@@ -278,12 +261,7 @@ class Stages:
         await self._driver.until_done("lead", leader.step)
         # Whoever stands by must try often: a lead that was lost is to be taken within 10 s.
         self._drive(group, "lead", leader.step, STANDBY_S, retry_cap_s=STANDBY_S)
-        watch = Watch(
-            token=Address(chain.token),
-            recipients=chain.watched,
-            start_block=chain.start_block,
-            max_range_blocks=chain.max_range_blocks,
-        )
+        watch = watch_of(self._settings)
         subscription = self._build_subscription(watch)
         announce = self._ring("match", "reverse")
 
@@ -308,15 +286,36 @@ class Stages:
         self._drive(group, "listen", listener.step, chain.poll_interval_s)
         if chain.ws_urls:
             group.create_task(subscription.run(), name="subscription")
+        self._start_looking_back(group, leader, watch, announce)
+
+    def _start_looking_back(
+        self,
+        group: asyncio.TaskGroup,
+        leader: Leader,
+        watch: Watch,
+        announce: Callable[[], None],
+    ) -> None:
+        """Start what looks again at blocks that were read: doubts, finality, refunds, audit."""
+        chain, metrics = self._settings.chain, self._metrics
         second_look = SecondLook(
             self._rpc, self._ranges, lead=leader, watch=watch, metrics=metrics, announce=announce
         )
         age = None if chain.finality_tags else timedelta(seconds=chain.finalized_age_s)
         mark = FinalityMark(self._rpc, self._ranges, lead=leader, age=age)
-        self._drive(group, "second_look", second_look.step, SECOND_LOOK_S)
-        self._drive(group, "mark", mark.step, MARK_S)
+        refunds = RefundWatch(
+            self._rpc,
+            RefundStore(self._database, chain.chain_id),
+            lead=leader,
+            watch=watch,
+            metrics=metrics,
+        )
         books = AuditStore(self._database, chain.chain_id)
         audit = Auditor(Audit(self._rpc, self._ranges, books, watch), lead=leader, metrics=metrics)
+        # Each lets the next one go further.
+        look = then(second_look.step, self._ring("mark"))
+        self._drive(group, "second_look", look, SECOND_LOOK_S)
+        self._drive(group, "mark", then(mark.step, self._ring("refunds")), MARK_S)
+        self._drive(group, "refunds", refunds.step, REFUNDS_S)
         self._drive(group, "audit", audit.step, AUDIT_S)
 
     def _build_leader(self) -> Leader:
@@ -357,13 +356,7 @@ class Stages:
             self._work,
             model,
             services=self._services,
-            prices={
-                model: Price(
-                    input_usd_per_mtok=price.input_usd_per_mtok,
-                    output_usd_per_mtok=price.output_usd_per_mtok,
-                )
-                for model, price in claude.prices.items()
-            },
+            prices=prices_of(self._settings),
             concurrency=claude.concurrency,
             max_cost_usd_per_day=claude.max_cost_usd_per_day,
             announce=self._ring("finish", "generate"),

@@ -39,6 +39,17 @@ class Bell:
         self._event.clear()
 
 
+def then(step: Step, ring: Callable[[], None]) -> Step:
+    """Return a step that rings after each time that it was done."""
+
+    async def step_and_ring() -> bool:
+        more = await step()
+        ring()
+        return more
+
+    return step_and_ring
+
+
 class Driver:
     """Drives stages and turns their errors into waiting, log lines and `/readyz` reasons."""
 

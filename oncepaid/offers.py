@@ -7,10 +7,12 @@ from typing import Any, Final
 
 import structlog
 
-from db.catalogue import CatalogueStore, Offer
+from db.catalogue import CatalogueStore, Destination, Offer
 from db.pool import Database
+from oncepaid.domain.chain import Address
 from oncepaid.domain.errors import BadSetting
 from oncepaid.domain.jobs import service_key_of
+from oncepaid.paying import token_name
 from oncepaid.settings import ServiceSettings, Settings
 from processors.services import (
     SHIPPED,
@@ -54,6 +56,7 @@ async def publish_offers(
     refused = await CatalogueStore(database).publish(
         job_lifetime=timedelta(seconds=settings.matching.job_lifetime_s),
         amount_fallback=settings.matching.amount_fallback,
+        destination=_destination_of(settings),
         offers=[
             Offer(
                 service_key=service.key,
@@ -66,6 +69,17 @@ async def publish_offers(
     )
     for key in refused:
         log.warning("catalogue.skill_refused", service_key=key)
+
+
+def _destination_of(settings: Settings) -> Destination:
+    chain = settings.chain
+    named = chain.watched and chain.recipients
+    return Destination(
+        chain_id=chain.chain_id,
+        token=Address(chain.token),
+        token_name=token_name(chain.chain_id),
+        recipient=Address(named[0]) if named else None,
+    )
 
 
 def _build(key: str, service: ServiceSettings, settings: Settings) -> Service:

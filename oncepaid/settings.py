@@ -34,6 +34,11 @@ ENV_PREFIX: Final = "ONCEPAID__"
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 """Circle, "USDC contract addresses", Base mainnet."""
+BASE_ESCROWS: Final = (
+    "0xf96815976523E00e65Be8f34cA5e64b4f41EB19c",
+    "0xBdEA0D1bcC5966192B070Fdf62aB4EF5b4420cff",
+)
+"""AuthCaptureEscrow 1.1 and 1.0, README of base/commerce-payments."""
 MAX_PRICE_UNITS: Final = 10**15
 ANY_RECIPIENT: Final = "*"
 
@@ -175,11 +180,42 @@ class ConfirmationSettings(_Section):
         return self
 
 
+class ReferenceContractSettings(_Section):
+    kind: Literal["request_fee_proxy", "commerce_transfers", "auth_capture_escrow"]
+    address: TokenAddress
+    operators: Annotated[tuple[TokenAddress, ...], Field(max_length=100)] = ()
+
+    @model_validator(mode="after")
+    def _check_operators(self) -> Self:
+        if self.kind == "commerce_transfers" and not self.operators:
+            raise ValueError("commerce_transfers needs operators: those whose intents are yours")
+        if self.kind != "commerce_transfers" and self.operators:
+            raise ValueError(f"operators are for commerce_transfers only, not for {self.kind}")
+        return self
+
+
 class MatchingSettings(_Section):
     job_lifetime_s: float = Field(86_400, ge=60, le=10 * 365 * 86_400)
     late_grace_s: Seconds = 3_600
     quarantine_s: Seconds = 86_400
     amount_fallback: bool = True
+    reference_contracts: Annotated[tuple[ReferenceContractSettings, ...], Field(max_length=100)] = (
+        tuple(
+            ReferenceContractSettings(kind="auth_capture_escrow", address=address)
+            for address in BASE_ESCROWS
+        )
+    )
+
+    @field_validator("reference_contracts")
+    @classmethod
+    def _each_once(
+        cls, value: tuple[ReferenceContractSettings, ...]
+    ) -> tuple[ReferenceContractSettings, ...]:
+        addresses = [contract.address for contract in value]
+        for address in addresses:
+            if addresses.count(address) > 1:
+                raise ValueError(f"{address} is listed twice")
+        return value
 
 
 class ModelPrice(_Section):

@@ -27,6 +27,7 @@ from oncepaid.domain.errors import BadSetting, Retryable
 from oncepaid.domain.retrying import LOOP_BACKOFF
 from oncepaid.metrics import Metrics
 from oncepaid.settings import Settings
+from oncepaid.values import watch_of
 
 TRIES: Final = 6
 
@@ -58,12 +59,6 @@ async def open_books(settings: Settings) -> AsyncIterator[Books]:
     if not chain.recipients:
         raise BadSetting("chain.recipients", "is missing: the addresses that customers pay to")
     token = Address(chain.token)
-    watch = Watch(
-        token=token,
-        recipients=chain.watched,
-        start_block=chain.start_block,
-        max_range_blocks=chain.max_range_blocks,
-    )
     metrics = Metrics(CollectorRegistry())
     async with (
         database_of(settings) as database,
@@ -76,7 +71,9 @@ async def open_books(settings: Settings) -> AsyncIterator[Books]:
         if state.conflict is not None:
             typer.echo(f"note: the chain is in conflict: {state.conflict}", err=True)
         await patiently(rpc.verify)
-        yield Books(database=database, ranges=ranges, rpc=rpc, watch=watch, state=state)
+        yield Books(
+            database=database, ranges=ranges, rpc=rpc, watch=watch_of(settings), state=state
+        )
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:

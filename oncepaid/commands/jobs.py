@@ -17,6 +17,7 @@ from oncepaid.cli import (
     load,
     run_async,
 )
+from oncepaid.commands.bill import print_bill
 from oncepaid.commands.output import print_fields, print_json, print_rows
 from oncepaid.domain.chain import Address, parse_address
 from oncepaid.domain.jobs import JobStatus, PromptRefused, prompt_of
@@ -40,6 +41,9 @@ def create(
     service: Annotated[str, typer.Option(help="The service's key.")],
     text: Annotated[str, typer.Option("--input", help="What the customer wants; - reads stdin.")],
     pay_to: Annotated[str | None, typer.Option(help="One of our recipients.")] = None,
+    qr: Annotated[
+        bool | None, typer.Option("--qr/--no-qr", help="Codes to scan; at a terminal by default.")
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +72,7 @@ def create(
             )
         if order is None:
             fail(f"there is no active skill with a price for the service {service!r}")
-        _print_order(order, service, recipient, settings, as_json)
+        _print_order(order, service, recipient, settings, as_json=as_json, with_codes=qr)
 
     run_async(main())
 
@@ -89,7 +93,13 @@ def _recipient_of(settings: Settings, pay_to: str | None) -> Address:
 
 
 def _print_order(
-    order: Order, service: str, recipient: Address, settings: Settings, as_json: bool
+    order: Order,
+    service: str,
+    recipient: Address,
+    settings: Settings,
+    *,
+    as_json: bool,
+    with_codes: bool | None,
 ) -> None:
     price = units_of_price(order.price_usdc)
     if price is None:
@@ -102,6 +112,7 @@ def _print_order(
         price=price,
         memo=order.memo,
         unique_amount=None if amount is None else Units(amount),
+        expires_at=order.expires_at,
     )
     fields: dict[str, Any] = {
         "id": order.id,
@@ -109,25 +120,12 @@ def _print_order(
         "service_key": service,
         "price_usdc": Decimal(order.price_usdc or 0),
         "pay_to": recipient,
-        "expires_at": order.expires_at,
         **instructions(terms),
     }
     if as_json:
         print_json(fields)
-        return
-    print_fields(fields, f"Job {order.uuid}: waits for its payment")
-    typer.echo(_how_to_pay(fields))
-
-
-def _how_to_pay(fields: dict[str, Any]) -> str:
-    ways = [
-        f"Pay {fields['amount_usdc']} USDC (or more) to {fields['recipient']} with the memo:",
-        f"  from a wallet that takes data: a transaction to {fields['token']} with the calldata",
-        "  without gas: transferWithAuthorization with the authorization nonce",
-    ]
-    if fields["unique_amount_usdc"] is not None:
-        ways.append(f"Or send exactly {fields['unique_amount_usdc']} USDC from any wallet.")
-    return "\n".join(ways)
+    else:
+        print_bill(fields, with_codes=with_codes)
 
 
 @job.command("list")

@@ -1,15 +1,20 @@
-"""`oncepaid payment …`"""
+"""`oncepaid payment …`: what there is. What an operator does about it is in `desk`."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
 from db.reports import Reports
 from oncepaid.cli import AsJson, Config, database_of, fail, load, run_async
 from oncepaid.commands.output import print_fields, print_json, print_rows
+from oncepaid.commands.refunding import Returnable, ask_about, ready_refund
+from oncepaid.domain.chain import Address, TxHash
+from oncepaid.domain.money import Units
 from oncepaid.domain.payments import PaymentStatus, Reason
+from oncepaid.settings import Settings
 
-payment = typer.Typer(help="Look at payments.", no_args_is_help=True)
+payment = typer.Typer(help="Look at payments, and decide about them.", no_args_is_help=True)
 
 LIST_COLUMNS = (
     "id",
@@ -21,7 +26,7 @@ LIST_COLUMNS = (
     "job_uuid",
     "seen_at",
 )
-
+TOTAL_COLUMNS = ("status", "reason", "payments", "amount_units")
 LOSS_COLUMNS = ("payment_id", "amount_units", "tx_hash", "job_uuid", "job_status", "lost_at")
 
 
@@ -32,20 +37,30 @@ def register(app: typer.Typer) -> None:
 @payment.command("list")
 def list_payments(
     status: Annotated[PaymentStatus | None, typer.Option(help="Only this status.")] = None,
+    reason: Annotated[Reason | None, typer.Option(help="Only this reason.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    totals: Annotated[
+        bool,
+        typer.Option("--totals", help="Sums by reason; JSON is then {payments, totals}."),
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """List payments, newest first."""
+    """List payments, newest first; unmatched ones with sums of all of them, whatever the limit."""
     settings = load(config)
+    with_totals = totals or (status is PaymentStatus.UNMATCHED and not as_json)
 
     async def main() -> None:
         async with database_of(settings) as database:
-            rows = await Reports(database).payments(status, limit)
+            reports = Reports(database)
+            rows = await reports.payments(status, limit, reason)
+            sums = await reports.payment_totals(status, reason) if with_totals else []
         if as_json:
-            print_json(rows)
-        else:
-            print_rows(rows, LIST_COLUMNS, "Payments")
+            print_json({"payments": rows, "totals": sums} if totals else rows)
+            return
+        print_rows(rows, LIST_COLUMNS, "Payments")
+        if with_totals:
+            print_rows(sums, TOTAL_COLUMNS, "Totals")
 
     run_async(main())
 
@@ -72,7 +87,7 @@ def show(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a payment, or a list of all payments of a transaction, and why each stands there."""
+    """Show a payment, or all of a transaction: why each stands there, and how to send it back."""
     settings = load(config)
 
     async def main() -> None:
@@ -80,7 +95,7 @@ def show(
             rows = await Reports(database).payment(name)
         if not rows:
             fail(f"there is no payment {name}")
-        told = [{**row, "meaning": _meaning(row["reason"])} for row in rows]
+        told = await _told(rows, settings)
         if as_json:
             print_json(told if name.startswith("0x") else told[0])
             return
@@ -88,6 +103,36 @@ def show(
             print_fields(row, f"Payment {row['id']}")
 
     run_async(main())
+
+
+async def _told(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    returnable = {row["id"]: _returnable(row) for row in rows if _is_open(row, settings)}
+    payees = await ask_about([money.sender for money in returnable.values()], settings)
+    return [
+        {
+            **row,
+            "meaning": _meaning(row["reason"]),
+            "refund": ready_refund(returnable[row["id"]], payees, settings)
+            if row["id"] in returnable
+            else None,
+        }
+        for row in rows
+    ]
+
+
+def _is_open(row: Mapping[str, Any], settings: Settings) -> bool:
+    may = (PaymentStatus.UNMATCHED, PaymentStatus.IGNORED)
+    is_ours = row["chain_id"] == settings.chain.chain_id
+    return is_ours and row["status"] in may and row["refund_tx_hash"] is None
+
+
+def _returnable(row: Mapping[str, Any]) -> Returnable:
+    return Returnable(
+        tx_hash=TxHash(row["tx_hash"]),
+        sender=Address(row["sender"]),
+        recipient=Address(row["recipient"]),
+        units=Units(int(row["amount_units"])),
+    )
 
 
 def _meaning(reason: str | None) -> str | None:

@@ -81,3 +81,7 @@ class DatabaseRefused(Permanent):
 
 class DatabaseUnavailable(Retryable):
     """PostgreSQL is away, restarting, too slow, or aborted this transaction."""
+
+
+class NoFreeAmount(Permanent):
+    """Every unique amount near the price is reserved for another job; some are freed in time."""

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final, NewType
 
 from oncepaid.domain.chain import Address
-from oncepaid.domain.memo import Memo
+from oncepaid.domain.memo import Memo, Reference
 from oncepaid.domain.money import Units
 from oncepaid.domain.text import storable_text
 
@@ -70,7 +70,9 @@ class JobTerms:
     `awaits_payment`: it is pending, or its work was begun for money that left the chain. `pay_to`
     None means any of our recipients. `price` None means that the job was stored without a usable
     one and cannot be paid. `covered` is the sum of the payments already matched to it or credited;
-    `partial` that of earlier ones that were too small and wait on it.
+    `partial` that of earlier ones that were too small and wait on it. `references` are what a host
+    application or an operator bound to it. `amount_after_block` was final when its unique amount
+    was drawn: who paid in a block up to there meant another job, of before.
     """
 
     id: JobId
@@ -82,6 +84,8 @@ class JobTerms:
     expires_at: datetime
     covered: Units
     partial: Units
+    references: frozenset[Reference] = frozenset()
+    amount_after_block: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,20 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import assert_never
+from typing import Final, assert_never
 
 from oncepaid.domain.chain import ZERO_ADDRESS, Address, TxHash
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.memo import Memo
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import Evidence, PaymentId, Reason, SeenPayment, Signer
+
+MOST_PARTIALS: Final = 20
+"""A part of a price is kept for its job only if so many of it make the price: strangers who send
+dust can neither fill a job's books nor pass for its payer."""
+SHORT_PART: Final = 10
+"""A payment without a memo that misses a price by up to this part of it is taken for one that an
+exchange has shortened by its fee. An operator sees it beside that job; it never counts for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +73,18 @@ class OpenJobs:
     def __init__(self, jobs: Collection[JobTerms]) -> None:
         self._by_id = {job.id: job for job in jobs}
         self._id_by_memo = {job.memo: job.id for job in jobs}
+        self._id_by_reference = {name: job.id for job in jobs for name in job.references}
         self._ids_by_amount: dict[Units, list[JobId]] = {}
         for job in jobs:
             if job.unique_amount is not None:
                 self._ids_by_amount.setdefault(job.unique_amount, []).append(job.id)
 
-    def by_memo(self, memo: Memo) -> JobTerms | None:
-        job_id = self._id_by_memo.get(memo)
+    def named_by(self, evidence: Evidence) -> JobTerms | None:
+        if evidence.reference is not None:
+            job_id = self._id_by_reference.get(evidence.reference)
+        else:
+            assert evidence.memo is not None, "evidence has a memo or a reference"
+            job_id = self._id_by_memo.get(evidence.memo)
         return None if job_id is None else self._by_id[job_id]
 
     def by_amount(self, units: Units) -> list[JobTerms]:
@@ -119,64 +131,125 @@ def decide_all(
 def decide(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules) -> Decision:
     """Decide one payment.
 
-    A memo is looked at first, and whatever it leads to is final: money that names one job never
-    falls through to another one's amount.
+    What names a job is looked at first, and whatever it leads to is final: money that names one job
+    never falls through to another one's amount.
     """
+    named = _named(payment.evidence, jobs)
+    assigned = [naming.job for naming in named if naming.piece.signer is Signer.OPERATOR]
+    if assigned:
+        return _decide_assigned(payment, assigned[-1])
     ours = rules.recipients or frozenset()
     if payment.sender == payment.recipient or payment.sender in ours:
         return Unmatched(reason=Reason.OWN_ADDRESS)
-    evidence = _strongest(payment.evidence)
-    if not evidence:
+    strongest = [naming for naming in named if naming.piece.signer is Signer.PAYER] or named
+    if not strongest:
         return _decide_by_amount(payment, jobs, rules)
-    if len({piece.memo for piece in evidence}) > 1:
+    if len({naming.name for naming in strongest}) > 1:
         return Unmatched(reason=Reason.MEMO_CONFLICT)
-    return _decide_by_memo(payment, evidence[0], jobs, rules)
+    return _decide_by_name(payment, strongest, jobs, rules)
 
 
-def _strongest(evidence: Sequence[Evidence]) -> Sequence[Evidence]:
-    """Return what the payer signed, if there is any; else what somebody else did."""
-    return [piece for piece in evidence if piece.signer is Signer.PAYER] or evidence
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Naming:
+    """A piece of evidence and the job that it names; None for a memo of no job."""
+
+    piece: Evidence
+    job: JobTerms | None
+
+    @property
+    def name(self) -> JobId | Memo | None:
+        return self.piece.memo if self.job is None else self.job.id
 
 
-def _decide_by_memo(
-    payment: SeenPayment, evidence: Evidence, jobs: OpenJobs, rules: MatchingRules
+def _named(evidence: Sequence[Evidence], jobs: OpenJobs) -> list[_Naming]:
+    """Return what names a job or claims to; a reference that nobody bound says nothing."""
+    found = [_Naming(piece=piece, job=jobs.named_by(piece)) for piece in evidence]
+    return [naming for naming in found if naming.job is not None or naming.piece.memo is not None]
+
+
+def _decide_assigned(payment: SeenPayment, job: JobTerms | None) -> Decision:
+    """An operator's word overrules time, sender and recipient, and not what a job costs."""
+    if job is None:
+        return Unmatched(reason=Reason.UNKNOWN_MEMO)
+    if job.price is None:
+        return Unmatched(reason=Reason.JOB_NOT_PAYABLE, job_id=job.id)
+    if _is_paid(job, job.price):
+        return Unmatched(reason=Reason.DUPLICATE, job_id=job.id)
+    return _decide_by_sum(payment, job, job.price, keep_any_part=True)
+
+
+def _decide_by_name(
+    payment: SeenPayment, named: Sequence[_Naming], jobs: OpenJobs, rules: MatchingRules
 ) -> Decision:
-    job = jobs.by_memo(evidence.memo)
+    """Decide by evidence that names one job and was signed by one kind of signer."""
+    job = named[0].job
     if job is None:
         return Unmatched(reason=Reason.UNKNOWN_MEMO)
     refusal = _refusal(payment, job, rules)
     if refusal is not None:
         return Unmatched(reason=refusal, job_id=job.id)
     assert job.price is not None  # `_refusal` names a job without a price
-    if evidence.signer is Signer.THIRD_PARTY:
-        exact = payment.units in (job.price, job.unique_amount)
-        if not exact or payment.transfers_in_tx != 1:
+    company = min(naming.piece.company for naming in named)
+    if named[0].piece.signer is not Signer.PAYER:
+        is_exact = payment.units in (job.price, job.unique_amount)
+        is_alone = company == 1 and payment.transfers_in_tx == 1
+        # An amount is the payer's own word, and may name another job.
+        is_contradicted = any(other.id != job.id for other in _waiting_for(payment, jobs))
+        if is_contradicted or not (is_exact and is_alone):
             return Unmatched(reason=Reason.THIRD_PARTY_MEMO, job_id=job.id)
+    # Where amount and memo name the same job, nothing is left to be told apart.
+    elif company != 1 and payment.units != job.unique_amount:
+        return Unmatched(reason=Reason.SHARED_MEMO, job_id=job.id)
+    return _decide_by_sum(payment, job, job.price)
+
+
+def _decide_by_sum(
+    payment: SeenPayment, job: JobTerms, price: Units, *, keep_any_part: bool = False
+) -> Decision:
     # What is matched already counts too: a reorganisation may have taken the rest of its sum.
-    if payment.units + job.partial + job.covered < job.price:
-        return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
-    return Matched(job_id=job.id)
+    if payment.units + job.partial + job.covered >= price:
+        return Matched(job_id=job.id)
+    if payment.units * MOST_PARTIALS < price and not keep_any_part:
+        return Unmatched(reason=Reason.DUST, job_id=job.id)
+    return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
 
 
 def _decide_by_amount(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules) -> Decision:
     # Minted money (a bridge, say) is nobody's transfer: its amount is no statement of a payer.
     if not rules.amount_fallback or payment.sender == ZERO_ADDRESS:
         return Unmatched(reason=Reason.NO_MEMO)
-    fitting = [job for job in jobs.by_amount(payment.units) if _fits_recipient(payment, job)]
-    match fitting:
+    match _waiting_for(payment, jobs):
+        case [] if _is_short(payment):
+            return Unmatched(reason=Reason.UNDERPAID)
         case []:
             return Unmatched(reason=Reason.NO_MEMO)
         case [job]:
             refusal = _refusal(payment, job, rules)
             if refusal is not None:
                 return Unmatched(reason=refusal, job_id=job.id)
+            assert job.price is not None  # `_refusal` names a job without a price
             # A host may have raised the price above the amount that was drawn for it.
-            sum_units = payment.units + job.partial + job.covered
-            if job.price is None or sum_units < job.price:
-                return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
-            return Matched(job_id=job.id)
+            return _decide_by_sum(payment, job, job.price)
         case _:
             return Unmatched(reason=Reason.AMBIGUOUS_AMOUNT)
+
+
+def _waiting_for(payment: SeenPayment, jobs: OpenJobs) -> list[JobTerms]:
+    """Return the jobs whose unique amount it is, and was when it was paid."""
+    return [
+        job
+        for job in jobs.by_amount(payment.units)
+        if _fits_recipient(payment, job) and payment.block_number > job.amount_after_block
+    ]
+
+
+def _is_short(payment: SeenPayment) -> bool:
+    """Say whether an exchange's fee may have made it of a unique amount. No job is guessed.
+
+    Who paid the price and left out the millionths is no candidate: nothing was taken from him.
+    """
+    price = payment.nearest_above
+    return price is not None and 0 < (price - payment.units) * SHORT_PART <= price
 
 
 def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reason | None:
@@ -185,12 +258,16 @@ def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reaso
         return Reason.WRONG_RECIPIENT
     if job.price is None:
         return Reason.JOB_NOT_PAYABLE
-    if not job.awaits_payment or job.covered >= max(job.price, 1):
+    if _is_paid(job, job.price):
         return Reason.DUPLICATE
     # A difference cannot overflow; a host may store an expiry of `infinity`.
     if payment.block_time - job.expires_at > rules.late_grace:
         return Reason.LATE
     return None
+
+
+def _is_paid(job: JobTerms, price: Units) -> bool:
+    return not job.awaits_payment or job.covered >= max(price, 1)
 
 
 def _fits_recipient(payment: SeenPayment, job: JobTerms) -> bool:

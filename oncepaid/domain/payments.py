@@ -7,7 +7,7 @@ from typing import NewType
 
 from oncepaid.domain.chain import Address, BlockRef, TransferLog, TxHash
 from oncepaid.domain.jobs import JobId
-from oncepaid.domain.memo import Memo
+from oncepaid.domain.memo import Memo, Reference
 from oncepaid.domain.money import Units
 
 PaymentId = NewType("PaymentId", int)
@@ -51,6 +51,11 @@ class Reason(StrEnum):
         "third_party_memo",
         "Its memo was attached by somebody other than the payer, and amount or company do not fit.",
     )
+    SHARED_MEMO = (
+        "shared_memo",
+        "Its memo stands for several transfers at once: it cannot be told which of them it means.",
+    )
+    DUST = "dust", "It is too small a part of the price to be kept for the job that it names."
     OWN_ADDRESS = "own_address", "It was sent from one of our own addresses."
     JOB_NOT_PAYABLE = "job_not_payable", "The job that it names has no price."
 
@@ -62,12 +67,20 @@ class Reason(StrEnum):
 
 
 class MemoSource(StrEnum):
-    """Where a memo stood."""
+    """Where a memo, or another reference to a job, stood."""
 
-    CALLDATA = "calldata"
-    """Behind the arguments of the transferring call."""
     AUTHORIZATION = "authorization"
     """The nonce of the EIP-3009 authorization that made the transfer."""
+    CONTRACT = "contract"
+    """An event of a contract on the allow-list, bound to the transfer."""
+    CALLDATA = "calldata"
+    """Behind the arguments of the transferring call."""
+    WRAPPER = "wrapper"
+    """Behind the arguments of a call around it: the user operation's, the transaction's."""
+    SCAN = "scan"
+    """Somewhere in the input of a transaction that is not understood."""
+    OPERATOR = "operator"
+    """An operator assigned the payment to the job."""
 
 
 class Signer(StrEnum):
@@ -76,16 +89,27 @@ class Signer(StrEnum):
     PAYER = "payer"
     """The address whose money moved: the memo binds by itself."""
     THIRD_PARTY = "third_party"
-    """Somebody else, as a spender by allowance: he could attach his memo to another's money."""
+    """Somebody else, as a spender by allowance or a relayer: he could attach his memo to another's
+    money."""
+    OPERATOR = "operator"
+    """An operator of this daemon, who decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One memo found with a payment."""
+    """One memo or reference found with a payment; exactly one of the two is there.
 
-    memo: Memo
+    `by` is the address that signed it, None where that is not known. `company` is the number of
+    transfers, or of calls for the same transfer, that it may speak of: with more than 1 it cannot
+    be told which it means.
+    """
+
+    memo: Memo | None
     source: MemoSource
     signer: Signer
+    by: Address | None = None
+    reference: Reference | None = None
+    company: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +151,11 @@ class OrphanedPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenPayment:
-    """A stored payment as the matcher decides on it."""
+    """A stored payment as the matcher decides on it.
+
+    `nearest_above` is the price of the job that waits for the smallest unique amount above its own;
+    only looked up where there is no evidence.
+    """
 
     id: PaymentId
     sender: Address
@@ -136,6 +164,8 @@ class SeenPayment:
     block_time: datetime
     evidence: tuple[Evidence, ...]
     transfers_in_tx: int
+    block_number: int = 0
+    nearest_above: Units | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

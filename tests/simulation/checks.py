@@ -3,7 +3,7 @@
 from collections import defaultdict
 from datetime import UTC, datetime
 
-from tests.simulation.memory import JobRow, PaymentRow
+from tests.simulation.memory_rows import JobRow, PaymentRow
 from tests.simulation.reference import Meaning, Order, may_be_credited, meaning_of, must_be_paid
 from tests.simulation.world import World
 
@@ -85,7 +85,7 @@ def _check_order(world: World, order: Order, found: list[tuple[PaymentRow, Meani
     read = [
         row
         for row, meaning in found
-        if meaning.counts and row.reason not in ("unknown_memo", "no_memo")
+        if meaning.counts and row.reason not in ("unknown_memo", "no_memo", "dust")
     ]
     credited = [row.log.units for row in read if row.status == "credited"]
     left = [row.reason for row in read if row.status == "unmatched"]

@@ -26,8 +26,9 @@ from processors.reverser import Reverser
 from processors.settler import SecondOpinion, Settler
 from tests.fakes.blocks import TOKEN
 from tests.simulation.chain import OURS
-from tests.simulation.memory import ChainSide, Tables
+from tests.simulation.memory import ChainSide
 from tests.simulation.memory_money import MoneySide
+from tests.simulation.memory_rows import Tables
 from tests.simulation.memory_work import WorkSide
 from tests.simulation.nodes import Node, Rpc
 from tests.simulation.reference import GRACE

@@ -4,129 +4,28 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime, timedelta
 
 from db.chain_state import ChainState, Checkpoint
 from db.ranges import StoredRange
-from oncepaid.domain.chain import Address, BlockRef, Header, TransferLog, TxHash
+from oncepaid.domain.chain import BlockRef, Header, TxHash
 from oncepaid.domain.errors import InconsistentNode, NotLeading
-from oncepaid.domain.jobs import JobId
-from oncepaid.domain.memo import Memo
-from oncepaid.domain.money import Units
 from oncepaid.domain.payments import (
-    Evidence,
     ObservedPayment,
     OrphanedPayment,
     PaymentId,
     PaymentStatus,
     StoredLog,
 )
-
-LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
-BARE: Final = (("seen", None), ("unmatched", "no_memo"))
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class PaymentRow:
-    id: PaymentId
-    log: TransferLog
-    stored: StoredLog
-    block_time: datetime
-    evidence: tuple[Evidence, ...]
-    transfers_in_tx: int
-    status: str = "seen"
-    reason: str | None = None
-    job_id: JobId | None = None
-    orphaned_from: str | None = None
-    is_reversed: bool = False
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.log.block.hash, self.log.log_index
-
-    @property
-    def is_bare(self) -> bool:
-        return not self.evidence and (self.status, self.reason) in BARE
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class JobRow:
-    id: JobId
-    memo: Memo
-    price: Units
-    unique_amount: Units | None
-    pay_to: Address | None
-    expires_at: datetime
-    status: str = "pending"
-    credited_units: int = 0
-    is_unbacked: bool = False
-    attempt: int | None = None
-    attempts: int = 0
-    failures_in_row: int = 0
-    lease_until: datetime | None = None
-    next_attempt_at: datetime = LONG_AGO
-    completed: int = 0
-    output: object = None
-
-    @property
-    def uuid(self) -> str:
-        return f"job {self.id}"
-
-
-@dataclass(slots=True, kw_only=True)
-class Attempt:
-    id: int
-    job: JobId
-    number: int
-    started_at: datetime
-    is_finished: bool = False
-    outcome: str | None = None
-    output: object = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Loss:
-    job: JobId
-    units: int
-    job_status: str
-    is_made_good: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class CursorRow:
-    block: BlockRef
-    epoch: int
-    start: int
-    checked: int
-    finalized: int = -1
-    conflict: str | None = None
-
-
-@dataclass(slots=True)
-class Tables:
-    """All rows, and the database's clock."""
-
-    now: datetime = LONG_AGO
-    leader_epoch: int = 0
-    cursor: CursorRow | None = None
-    checkpoints: dict[int, tuple[BlockRef, datetime, datetime]] = field(default_factory=dict)
-    payments: dict[PaymentId, PaymentRow] = field(default_factory=dict)
-    by_key: dict[tuple[str, int], PaymentRow] = field(default_factory=dict)
-    jobs: dict[JobId, JobRow] = field(default_factory=dict)
-    attempts: dict[int, Attempt] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
-
-    def live(self) -> list[PaymentRow]:
-        return [row for row in self.payments.values() if row.status != "orphaned"]
-
-    def take_over(self) -> int:
-        """Lead under a new epoch, as `db.leader` does."""
-        self.leader_epoch += 1
-        if self.cursor is not None:
-            self.cursor.epoch = self.leader_epoch
-        return self.leader_epoch
+from tests.simulation.memory_rows import (
+    CursorRow,
+    PaymentRow,
+    Tables,
+    inherit,
+    operators_of,
+    revive,
+    row_of,
+)
 
 
 class ChainSide:
@@ -305,22 +204,57 @@ class ChainSide:
 
     def _insert(self, payments: Sequence[ObservedPayment]) -> int:
         stored = 0
+        left = {row.log.tx_hash for row in self._t.payments.values() if row.status == "orphaned"}
+        lasts = {
+            (p.log.block.hash, p.log.log_index): self._last_time(p, payments)
+            if p.log.tx_hash in left
+            else None
+            for p in payments
+        }
         for payment in payments:
             key = (payment.log.block.hash, payment.log.log_index)
-            row = self._t.by_key.get(key)
+            row, last = self._t.by_key.get(key), lasts[key]
+            words = () if last is None else operators_of(last)
             if row is None:
-                row = _row_of(PaymentId(len(self._t.payments) + 1), payment)
+                row = row_of(PaymentId(len(self._t.payments) + 1), payment)
                 self._t.payments[row.id] = self._t.by_key[key] = row
+                row.evidence += words
+                if last is not None:
+                    inherit(row, last)
             elif row.status == "orphaned":
                 row.evidence = row.evidence or payment.evidence
-                _revive(row)
+                row.evidence += tuple(word for word in words if word not in row.evidence)
+                revive(row, last or row)
             elif row.is_bare and payment.evidence:
                 row.evidence = payment.evidence
-                row.status, row.job_id, row.reason = "seen", None, None
+                row.see_again()
             else:
                 continue
             stored += 1
         return stored
+
+    def _last_time(
+        self, payment: ObservedPayment, payments: Sequence[ObservedPayment]
+    ) -> PaymentRow | None:
+        """Return what a transfer was when its transaction last left the chain."""
+        mine = row_of(PaymentId(0), payment)
+        batch = [row_of(PaymentId(0), p) for p in payments if p.log.block == payment.log.block]
+        told = {row.log.log_index for row in batch if row.equals == mine.equals}
+        of = [row for row in self._t.payments.values() if row.equals == mine.equals]
+        found = []
+        for row in of:
+            if row.status != "orphaned":
+                continue
+            if row.log.block.hash == mine.log.block.hash:
+                is_it = row.key == mine.key
+            else:
+                stored = {r.log.log_index for r in of if r.log.block.hash == mine.log.block.hash}
+                before = [n for n in told | stored if n < mine.log.log_index]
+                others = [r for r in of if r.log.block.hash == row.log.block.hash]
+                is_it = len(before) == sum(r.log.log_index < row.log.log_index for r in others)
+            if is_it:
+                found.append(row)
+        return max(found, key=lambda row: row.orphaned_at, default=None)
 
     def _orphan(self, payments: Sequence[PaymentId]) -> list[OrphanedPayment]:
         orphaned = []
@@ -339,10 +273,12 @@ class ChainSide:
                 )
             )
             row.orphaned_from, row.status, row.is_reversed = row.status, "orphaned", False
+            self._t.orphanings += 1
+            row.orphaned_at = self._t.orphanings
         jobs = {self._t.payments[each.id].job_id for each in orphaned} - {None}
         for row in self._t.payments.values():
             if row.job_id in jobs and (row.status, row.reason) == ("unmatched", "duplicate"):
-                row.status, row.job_id, row.reason = "seen", None, None
+                row.see_again()
         return orphaned
 
 
@@ -366,35 +302,3 @@ def _contradicts(
         if cursor.number < row.log.block.number <= end.number and row.key not in keys:
             return True
     return False
-
-
-def _row_of(number: PaymentId, payment: ObservedPayment) -> PaymentRow:
-    log = payment.log
-    stored = StoredLog(
-        id=number,
-        block=log.block,
-        tx_hash=log.tx_hash,
-        log_index=log.log_index,
-        sender=log.sender,
-        recipient=log.recipient,
-        units=log.units,
-    )
-    return PaymentRow(
-        id=number,
-        log=replace(log),
-        stored=stored,
-        block_time=payment.block_time,
-        evidence=payment.evidence,
-        transfers_in_tx=payment.transfers_in_tx,
-    )
-
-
-def _revive(row: PaymentRow) -> None:
-    was = row.orphaned_from
-    stands = was in ("refunded", "ignored") or (was == "credited" and not row.is_reversed)
-    if stands:
-        assert was is not None
-        row.status = was
-    else:
-        row.status, row.job_id, row.reason = "seen", None, None
-    row.orphaned_from, row.is_reversed = None, False

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, assert_never
 
+from db.audit import Note
+from db.bindings import AlreadyBound, Binding, Bound, BoundToAnother, NoSuchJob
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import DecidedPayment, Decision, Matched, Unmatched
+from oncepaid.domain.memo import Reference
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import (
     CreditedPayment,
@@ -24,7 +27,7 @@ from oncepaid.domain.reversal import (
     ReversedPayment,
     Reversing,
 )
-from tests.simulation.memory import JobRow, Loss, PaymentRow, Tables
+from tests.simulation.memory_rows import JobRow, Loss, PaymentRow, Tables
 
 DecideAll = Callable[[Sequence[SeenPayment], Sequence[JobTerms]], Mapping[PaymentId, Decision]]
 
@@ -53,7 +56,8 @@ class MoneySide(Side):
         self, decide_all: DecideAll, limit: int, after: PaymentId = _FIRST
     ) -> list[DecidedPayment]:
         rows = [r for r in self._t.payments.values() if r.status == "seen" and r.id > after][:limit]
-        decisions = decide_all([_seen_of(row) for row in rows], self._terms(rows))
+        seen = [self._seen_of(row) for row in rows]
+        decisions = decide_all(seen, self._terms(rows))
         for payment, decision in decisions.items():
             row = self._t.payments[payment]
             row.job_id = decision.job_id
@@ -65,22 +69,46 @@ class MoneySide(Side):
                     row.status, row.reason = "matched", None
         return [
             DecidedPayment(
-                payment=_seen_of(row),
+                payment=payment,
                 tx_hash=row.log.tx_hash,
                 decision=decisions[row.id],
                 job_uuid=None,
                 waited_s=0.0,
             )
-            for row in rows
+            for row, payment in zip(rows, seen, strict=True)
         ]
 
+    def _seen_of(self, row: PaymentRow) -> SeenPayment:
+        above = [
+            job
+            for job in self._t.jobs.values()
+            if job.unique_amount is not None
+            and job.unique_amount > row.log.units
+            and job.status == "pending"
+            and job.pay_to in (None, row.log.recipient)
+        ]
+        nearest = min(above, key=lambda job: job.unique_amount or 0, default=None)
+        return SeenPayment(
+            id=row.id,
+            sender=row.log.sender,
+            recipient=row.log.recipient,
+            units=row.log.units,
+            block_time=row.block_time,
+            evidence=row.evidence,
+            transfers_in_tx=row.transfers_in_tx,
+            block_number=row.log.block.number,
+            nearest_above=None if nearest is None or row.evidence else nearest.price,
+        )
+
     def _terms(self, rows: Sequence[PaymentRow]) -> list[JobTerms]:
-        memos = {piece.memo for row in rows for piece in row.evidence}
+        pieces = [piece for row in rows for piece in row.evidence]
+        memos = {piece.memo for piece in pieces}
+        bound = {self._t.bindings.get(piece.reference) for piece in pieces if piece.reference}
         amounts = {row.log.units for row in rows}
         named = [
             job
             for job in self._t.jobs.values()
-            if job.memo in memos or job.unique_amount in amounts
+            if job.memo in memos or job.unique_amount in amounts or job.id in bound
         ]
         return [self._terms_of(job) for job in named]
 
@@ -97,7 +125,27 @@ class MoneySide(Side):
             expires_at=job.expires_at,
             covered=_sum(covered),
             partial=_sum(self._underpaid(job.id)),
+            references=frozenset(r for r, bound in self._t.bindings.items() if bound == job.id),
         )
+
+    async def bind(self, job: JobId, reference: Reference, *, note: Note) -> Binding:
+        holder = self._t.bindings.get(reference)
+        if holder is not None:
+            return AlreadyBound() if holder == job else BoundToAnother(job=holder)
+        if job not in self._t.jobs:
+            return NoSuchJob()
+        self._t.bindings[reference] = job
+        carrying = [
+            row
+            for row in self._t.payments.values()
+            if any(piece.reference == reference for piece in row.evidence)
+        ]
+        for row in carrying:
+            if row.status == "unmatched" and (
+                row.job_id is None or row.reason == "third_party_memo"
+            ):
+                row.see_again()
+        return Bound(waiting=tuple(row.id for row in carrying if row.status == "seen"))
 
     async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]:
         matched = [row for row in self._t.payments.values() if row.status == "matched"]
@@ -125,6 +173,7 @@ class MoneySide(Side):
                 continue
             job.status = "paid" if job.status == "pending" else job.status
             job.credited_units, job.is_unbacked = units, False
+            job.overpaid_units = _overpaid(job)
             self._make_good(job.id)
             for row in rows:
                 row.status = "credited"
@@ -165,7 +214,12 @@ class MoneySide(Side):
             if _sum(partials) + covered >= job.price:
                 rows += partials
             again += _see_again(rows)
-        return again
+        bound = [row for row in self._t.payments.values() if self._is_bound_since(row)]
+        return again + _see_again(bound)
+
+    def _is_bound_since(self, row: PaymentRow) -> bool:
+        was_nobodys = row.status == "unmatched" and row.reason in ("no_memo", "ambiguous_amount")
+        return was_nobodys and any(piece.reference in self._t.bindings for piece in row.evidence)
 
     async def conflict(self) -> str | None:
         return None if self._t.cursor is None else self._t.cursor.conflict
@@ -202,10 +256,11 @@ class MoneySide(Side):
         match reversal:
             case Covered():
                 job.credited_units = credit.rest
+                job.overpaid_units = _overpaid(job)
             case Reopen():
                 self._reopen(job)
             case Lose():
-                job.is_unbacked, job.credited_units = True, credit.rest
+                job.is_unbacked, job.credited_units, job.overpaid_units = True, credit.rest, 0
                 self._t.losses += [
                     Loss(job=job.id, units=row.log.units, job_status=credit.status) for row in gone
                 ]
@@ -226,7 +281,8 @@ class MoneySide(Side):
         return reopened
 
     def _reopen(self, job: JobRow) -> None:
-        job.status, job.credited_units, job.is_unbacked = "pending", 0, False
+        job.status, job.is_unbacked = "pending", False
+        job.credited_units = job.overpaid_units = 0
         job.attempt = job.lease_until = None
         for row in self._of(job.id, "credited"):
             row.status = "matched"
@@ -252,22 +308,15 @@ def _is_unreversed(row: PaymentRow) -> bool:
     return row.status == "orphaned" and row.orphaned_from == "credited" and not row.is_reversed
 
 
+def _overpaid(job: JobRow) -> int:
+    is_exact = job.credited_units == job.unique_amount
+    return 0 if is_exact else max(job.credited_units - job.price, 0)
+
+
 def _see_again(rows: Sequence[PaymentRow]) -> int:
     for row in rows:
-        row.status, row.job_id, row.reason = "seen", None, None
+        row.see_again()
     return len(rows)
-
-
-def _seen_of(row: PaymentRow) -> SeenPayment:
-    return SeenPayment(
-        id=row.id,
-        sender=row.log.sender,
-        recipient=row.log.recipient,
-        units=row.log.units,
-        block_time=row.block_time,
-        evidence=row.evidence,
-        transfers_in_tx=row.transfers_in_tx,
-    )
 
 
 def _credited_of(row: PaymentRow, job: JobRow) -> CreditedPayment:

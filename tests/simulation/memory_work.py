@@ -18,8 +18,8 @@ from oncepaid.domain.generation import (
     failure_output,
 )
 from oncepaid.domain.jobs import AttemptId, ClaimedJob
-from tests.simulation.memory import Attempt, JobRow
 from tests.simulation.memory_money import Side
+from tests.simulation.memory_rows import Attempt, JobRow
 
 
 class WorkSide(Side):

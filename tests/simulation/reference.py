@@ -14,6 +14,7 @@ from oncepaid.domain.memo import Memo
 from tests.simulation.chain import OURS, Transfer
 
 GRACE = timedelta(seconds=20)
+MOST_PARTIALS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,8 @@ def meaning_of(
     if not transfer.is_signed_by_payer and not is_exact:
         refused = {"third_party_memo", "duplicate", "late", *unread}
         return Meaning(order=order, reasons=frozenset(refused))
-    part = {"underpaid"} if transfer.units < order.price else set()
+    kept = "dust" if transfer.units * MOST_PARTIALS < order.price else "underpaid"
+    part = {kept} if transfer.units < order.price else set()
     return Meaning(order=order, reasons=frozenset({"duplicate", *part, *unread}), counts=True)
 
 

@@ -11,15 +11,17 @@ from typing import Final
 
 import pytest
 
+from db.audit import Note
 from db.pool import Database
-from oncepaid.domain.chain import BlockRef, Header
+from oncepaid.domain.chain import Address, BlockRef, Header
 from oncepaid.domain.generation import AttemptResult, Outcome
 from oncepaid.domain.jobs import AttemptId, JobId
+from oncepaid.domain.memo import Reference
 from oncepaid.domain.money import Units
-from oncepaid.domain.payments import ObservedPayment, PaymentId
+from oncepaid.domain.payments import Evidence, MemoSource, ObservedPayment, PaymentId, Signer
 from oncepaid.domain.reversal import reverse
 from tests.integration.db.support import PAYER, SHOP, START, header, observed
-from tests.simulation.memory import JobRow
+from tests.simulation.memory_rows import JobRow
 from tests.simulation.orders import memo_of
 from tests.simulation.test_simulation import seeds_of
 from tests.simulation.twin import DECIDE, LEASE, Twin, verdict_of
@@ -48,6 +50,9 @@ class Calls:
             self.credit: 8,
             self.reverse: 5,
             self.reconsider: 2,
+            self.bind: 3,
+            self.settle: 3,
+            self.assign: 2,
             self.claim: 4,
             self.record: 3,
             self.finish: 3,
@@ -146,6 +151,21 @@ class Calls:
     async def reconsider(self) -> None:
         await self._twin.call("reconsider")
 
+    async def bind(self) -> None:
+        job = JobId(self._random.randint(1, 4))
+        nonce = reference_of(self._random.randint(1, 3))
+        await self._twin.call("bind", job, nonce, note=Note(who="a test", action="job.bind"))
+
+    async def settle(self) -> None:
+        if rows := [r.id for r in self._tables.payments.values() if r.status == "unmatched"]:
+            status = self._random.choice(("refunded", "ignored"))
+            await self._twin.settle(self._random.choice(rows), status)
+
+    async def assign(self) -> None:
+        if rows := [r.id for r in self._tables.payments.values() if r.status == "unmatched"]:
+            job = self._random.choice(list(self._tables.jobs.values()))
+            await self._twin.assign(self._random.choice(rows), job)
+
     async def claim(self) -> None:
         await self._twin.call("claim", self._random.choice((1, 5)), LEASE)
 
@@ -212,7 +232,7 @@ class Calls:
     def _payment(self, block: Header) -> ObservedPayment:
         number = self._random.randint(1, 4)
         memo = memo_of(number) if self._random.random() < 0.9 else None
-        units = self._random.choice((PRICE, PRICE, 2 * PRICE, 400, 600, PRICE + number))
+        units = self._random.choice((PRICE, PRICE, 2 * PRICE, 400, 600, 40, 950, PRICE + number))
         self._logs += 1
         payment = observed(
             units,
@@ -222,11 +242,27 @@ class Calls:
             tx=f"transaction {self._logs}",
             log_index=self._logs,
         )
+        if self._random.random() < 0.3:
+            pieces = (*payment.evidence, self._nonce(payment.log.sender))
+            payment = replace(payment, evidence=pieces)
         if self._told and self._random.random() < 0.2:
             before = self._random.choice(self._told).log
-            log = replace(payment.log, tx_hash=before.tx_hash, log_index=before.log_index)
+            index = before.log_index + self._random.choice((0, 0, 100))
+            log = replace(payment.log, tx_hash=before.tx_hash, log_index=index)
+            if self._random.random() < 0.7:
+                log = replace(log, sender=before.sender, units=before.units)
             payment = replace(payment, log=log)
         return payment
+
+    def _nonce(self, sender: Address) -> Evidence:
+        number = self._random.randint(1, 3)
+        signer = Signer.PAYER if sender == PAYER else Signer.THIRD_PARTY
+        nonce = reference_of(number)
+        return Evidence(memo=None, source=MemoSource.AUTHORIZATION, signer=signer, reference=nonce)
+
+
+def reference_of(number: int) -> Reference:
+    return Reference(issuer=PAYER, value=number.to_bytes(32))
 
 
 def _job(number: int) -> JobRow:

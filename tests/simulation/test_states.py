@@ -13,8 +13,9 @@ from oncepaid.domain.payments import ObservedPayment
 from oncepaid.domain.reversal import reverse
 from tests.integration.db.support import DECIDE, START, header, observed
 from tests.simulation.daemon import drive
-from tests.simulation.memory import ChainSide, JobRow, Tables
+from tests.simulation.memory import ChainSide
 from tests.simulation.memory_money import MoneySide
+from tests.simulation.memory_rows import JobRow, Tables
 from tests.simulation.memory_work import WorkSide
 from tests.simulation.orders import memo_of
 from tests.simulation.reference import may_be_credited

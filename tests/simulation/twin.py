@@ -6,6 +6,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Final, cast
 
+from db.bindings import BindingStore
 from db.cursor import CursorStore
 from db.jobs import JobStore
 from db.payments import PaymentStore
@@ -16,22 +17,25 @@ from oncepaid.domain.errors import OncepaidError
 from oncepaid.domain.generation import AnsweredJob, Budget, Verdict, decide_verdict
 from oncepaid.domain.matching import decide_all
 from oncepaid.domain.money import UNITS_PER_USDC
-from oncepaid.domain.payments import PaymentId
+from oncepaid.domain.payments import Evidence, MemoSource, PaymentId, Signer
 from tests.integration.db.support import CHAIN, RULES, START, add_job, add_skill, execute, rows
-from tests.simulation.memory import ChainSide, JobRow, Tables
+from tests.simulation.memory import ChainSide
 from tests.simulation.memory_money import MoneySide
+from tests.simulation.memory_rows import JobRow, Tables
 from tests.simulation.memory_work import WorkSide
 
 _TABLES: Final = (
-    "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, jobs, losses,"
-    " payments, skills, webhook_deliveries"
+    "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, job_bindings,"
+    " jobs, losses, payments, refunds, retired_amounts, skills, webhook_deliveries"
 )
 _PAYMENTS: Final = """
 SELECT block_hash, log_index, status, reason, job_id, orphaned_from,
-       reversed_at IS NOT NULL AS is_reversed FROM payments ORDER BY 1, 2
+       reversed_at IS NOT NULL AS is_reversed, jsonb_array_length(evidence)
+  FROM payments ORDER BY 1, 2
 """
 _JOBS: Final = """
-SELECT id, status, credited_units, is_unbacked, attempt_id, attempts, failures_in_row,
+SELECT id, status, credited_units, overpaid_units, is_unbacked, attempt_id, attempts,
+       failures_in_row,
        lease_until IS NOT NULL AS is_leased, completed_at IS NOT NULL AS is_done
   FROM jobs ORDER BY id
 """
@@ -46,6 +50,14 @@ SELECT id, job_id, attempt_no, finished_at IS NOT NULL, outcome FROM generation_
 _LOSSES: Final = """
 SELECT job_id, amount_units::bigint, job_status, made_good_at IS NOT NULL
   FROM losses ORDER BY 1, 2, 3, 4
+"""
+# Each unit that counts for a job came from exactly one log, unless that has just left the chain.
+_NOT_CONSERVED: Final = """
+SELECT id FROM jobs
+ WHERE credited_units <> (SELECT coalesce(sum(amount_units), 0) FROM payments
+                           WHERE job_id = jobs.id AND status = 'credited')
+   AND NOT EXISTS (SELECT FROM payments WHERE job_id = jobs.id AND orphaned_from = 'credited'
+                                          AND status = 'orphaned' AND reversed_at IS NULL)
 """
 LEASE: Final = timedelta(hours=1)
 BUDGET: Final = Budget(max_attempts=2, max_cost_usd=Decimal(1))
@@ -70,6 +82,7 @@ class Twin:
             PaymentStore(database, CHAIN),
             ReversalStore(database, CHAIN),
             JobStore(database),
+            BindingStore(database),
         ]
         self._memory = [ChainSide(self.tables), MoneySide(self.tables), WorkSide(self.tables)]
         self._to_database: dict[PaymentId, PaymentId] = {}
@@ -110,6 +123,37 @@ class Twin:
             "UPDATE jobs SET lease_until = now() - interval '1s' WHERE lease_until IS NOT NULL",
         )
 
+    async def settle(self, payment: PaymentId, status: str) -> None:
+        """Refund or ignore what is unmatched, as an operator does."""
+        row = self.tables.payments[payment]
+        if row.status == "unmatched":
+            row.status = status
+        await execute(
+            self._database,
+            "UPDATE payments SET status = $2 WHERE id = $1 AND status = 'unmatched'",
+            *(self._to_database[payment], status),
+        )
+        await self.compare()
+
+    async def assign(self, payment: PaymentId, job: JobRow) -> None:
+        """Give what is unmatched to a job, as an operator does."""
+        row = self.tables.payments[payment]
+        word = Evidence(memo=job.memo, source=MemoSource.OPERATOR, signer=Signer.OPERATOR)
+        if row.status == "unmatched":
+            row.evidence += (word,)
+            row.see_again()
+        await execute(
+            self._database,
+            """
+            UPDATE payments SET status = 'seen', reason = NULL, job_id = NULL,
+                   evidence = evidence || jsonb_build_object(
+                       'memo', $2::text, 'source', 'operator', 'signer', 'operator')
+             WHERE id = $1 AND status = 'unmatched'
+            """,
+            *(self._to_database[payment], job.memo.hex()),
+        )
+        await self.compare()
+
     async def call(self, name: str, *args: Any, ids: Sequence[str] = (), **kwargs: Any) -> None:
         """Make a call of both. `ids` are the keyword arguments that hold payments."""
         await self.ask(name, *args, ids=ids, **kwargs)
@@ -140,6 +184,7 @@ class Twin:
             for sql, mine in expected.items():
                 real = [tuple(row) for row in await connection.fetch(sql)]
                 assert mine == real, f"{mine} in memory, {real} in PostgreSQL"
+            assert not await connection.fetch(_NOT_CONSERVED)
 
     async def _learn(self) -> None:
         """Look up the ids of new payments: PostgreSQL's sequence leaves gaps."""
@@ -180,6 +225,8 @@ class Twin:
                 return value.block, value.time
             case "ClaimedJob":
                 return value.id, value.attempt, value.attempt_no, value.lost_attempts
+            case "Bound":
+                return {named(payment, payment) for payment in value.waiting}
             case "list":
                 plain = [self._plain(item, ids) for item in value]
                 return sorted(plain, key=repr)
@@ -199,13 +246,22 @@ def _method(stores: Sequence[object], name: str) -> Callable[..., Any]:
 
 
 def _payment(row: Any) -> tuple[Any, ...]:
-    return (*row.key, row.status, row.reason, row.job_id, row.orphaned_from, row.is_reversed)
+    return (
+        *(*row.key, row.status, row.reason, row.job_id, row.orphaned_from, row.is_reversed),
+        len(row.evidence),
+    )
 
 
 def _job(job: JobRow) -> tuple[Any, ...]:
     return (
-        *(job.id, job.status, job.credited_units, job.is_unbacked, job.attempt, job.attempts),
-        *(job.failures_in_row, job.lease_until is not None, job.completed == 1),
+        *(job.id, job.status, job.credited_units, job.overpaid_units, job.is_unbacked),
+        *(
+            job.attempt,
+            job.attempts,
+            job.failures_in_row,
+            job.lease_until is not None,
+            job.completed == 1,
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from oncepaid.domain.jobs import JobId
 from oncepaid.domain.money import Units
 from tests.simulation.chain import BLOCK_S, GENESIS_S, Block, ForkingChain, Payment, moved
 from tests.simulation.daemon import Crash, Daemon, lost_answer
-from tests.simulation.memory import JobRow, Tables
+from tests.simulation.memory_rows import JobRow, Tables
 from tests.simulation.nodes import Finality, Node
 from tests.simulation.orders import Customers
 from tests.simulation.reference import Order

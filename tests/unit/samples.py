@@ -10,7 +10,7 @@ from typing import Any, Final
 from oncepaid.domain.chain import Address
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import MatchingRules
-from oncepaid.domain.memo import Memo
+from oncepaid.domain.memo import Memo, Reference
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import Evidence, MemoSource, PaymentId, SeenPayment, Signer
 
@@ -74,8 +74,25 @@ def job(number: int = 1, **changed: Any) -> JobTerms:
     return replace(terms, **changed)
 
 
-def evidence(number: int, signer: Signer = Signer.PAYER) -> Evidence:
-    return Evidence(memo=memo(number), source=MemoSource.CALLDATA, signer=signer)
+def evidence(number: int, signer: Signer = Signer.PAYER, **changed: Any) -> Evidence:
+    piece = Evidence(memo=memo(number), source=MemoSource.CALLDATA, signer=signer)
+    return replace(piece, **changed)
+
+
+def reference(number: int, issuer: Address = PAYER) -> Reference:
+    """Return what a host binds: a nonce of the payer that is no envelope."""
+    return Reference(issuer=issuer, value=number.to_bytes(32))
+
+
+def referring(
+    number: int,
+    signer: Signer = Signer.PAYER,
+    *,
+    source: MemoSource = MemoSource.AUTHORIZATION,
+    issuer: Address = PAYER,
+) -> Evidence:
+    """Return the evidence of a transfer with such a nonce."""
+    return Evidence(memo=None, source=source, signer=signer, reference=reference(number, issuer))
 
 
 def payment(number: int, units: int, *pieces: Evidence, **changed: Any) -> SeenPayment:

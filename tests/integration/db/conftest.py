@@ -10,8 +10,8 @@ from db.pool import Database
 from tests.conftest import database_url
 
 _TABLES = (
-    "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, jobs, losses,"
-    " payments, skills, webhook_deliveries"
+    "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, job_bindings,"
+    " jobs, losses, payments, refunds, retired_amounts, skills, webhook_deliveries"
 )
 
 

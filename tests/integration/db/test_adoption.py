@@ -7,7 +7,7 @@ from decimal import Decimal
 import asyncpg
 import pytest
 
-from db.catalogue import CatalogueStore, Offer
+from db.catalogue import CatalogueStore, Destination, Offer
 from db.jobs import JobStore
 from db.migrate import migrate
 from db.orders import OrderStore
@@ -20,6 +20,7 @@ from tests.integration.db import hub
 from tests.integration.db.support import (
     CHAIN,
     MINUTE,
+    SHOP,
     START,
     answered,
     execute,
@@ -151,7 +152,10 @@ async def _start_daemon(database: Database, shape: hub.Shape) -> None:
     offer = Offer(service_key="new", name="New", description=None, price_usdc=Decimal("0.25"))
     known = Offer(service_key="creativeconcept", name="x", description=None, price_usdc=Decimal(1))
     refused = await CatalogueStore(database).publish(
-        job_lifetime=timedelta(hours=1), amount_fallback=True, offers=[offer, known]
+        job_lifetime=timedelta(hours=1),
+        amount_fallback=True,
+        destination=Destination(chain_id=CHAIN, token=SHOP, token_name="x", recipient=None),
+        offers=[offer, known],
     )
     assert refused == (["new"] if "NOT NULL" in shape.agent_type else [])
     order = await OrderStore(database).create(
@@ -159,6 +163,7 @@ async def _start_daemon(database: Database, shape: hub.Shape) -> None:
     )
     assert order is not None
     assert order.price_usdc == Decimal("12.5")
+    assert order.expires_at is not None
     assert order.expires_at.tzinfo is not None
 
 

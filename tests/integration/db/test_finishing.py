@@ -230,14 +230,8 @@ async def test_amounts_are_released_by_the_chains_time(
     """Grace is one hour and quarantine two."""
     await first_cursor(database)
     await execute(database, "UPDATE chain_cursor SET block_time = $1", START - block_age)
-    job = await add_job(database)
+    job = await add_job(database, expires_at=START - expiry_age - timedelta(seconds=1))
     await add_job(database)
-    await execute(
-        database,
-        "UPDATE jobs SET expires_at = $2::timestamptz - interval '1 s' WHERE id = $1",
-        job.id,
-        START - expiry_age,
-    )
     assert await work.release_amounts(1, HOUR, 2 * HOUR) == 0
     assert await work.release_amounts(CHAIN, HOUR, 2 * HOUR) == released
     assert await work.release_amounts(CHAIN, HOUR, 2 * HOUR) == 0

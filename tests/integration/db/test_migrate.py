@@ -17,7 +17,10 @@ from db.migrate import (
 from db.pool import Database
 from tests.integration.db.support import row, rows
 
-NAMES = ["0001_hub", "0002_job_terms", "0003_ledger", "0004_generation", "0005_reliability"]
+NAMES = [
+    *("0001_hub", "0002_job_terms", "0003_ledger", "0004_generation", "0005_reliability"),
+    *("0006_every_wallet", "0007_paying_view", "0008_desk"),
+]
 
 # The public columns, by table; a type ends in `!` where null is refused.
 PUBLIC = {
@@ -96,8 +99,8 @@ async def test_two_at_once(empty_url: str) -> None:
 
 
 async def test_only_the_new_ones_are_applied(own_database: Database) -> None:
-    more = [*load_migrations(), migration(9, "CREATE TABLE extra ()")]
-    assert await migrate(own_database, more) == ["0009_test"]
+    more = [*load_migrations(), migration(99, "CREATE TABLE extra ()")]
+    assert await migrate(own_database, more) == ["0099_test"]
     assert await migrate(own_database, more) == []
     assert "extra" in await tables(own_database)
 
@@ -106,21 +109,21 @@ async def test_changed_migration_is_refused(own_database: Database) -> None:
     ours = load_migrations()
     ours[1] = replace(ours[1], checksum="another")
     with pytest.raises(MigrationMismatch, match="0002_job_terms was applied with other contents"):
-        await migrate(own_database, [*ours, migration(9, "CREATE TABLE extra ()")])
+        await migrate(own_database, [*ours, migration(99, "CREATE TABLE extra ()")])
     assert "extra" not in await tables(own_database)
 
 
 async def test_newer_database_is_refused(own_database: Database) -> None:
-    await migrate(own_database, [*load_migrations(), migration(9, "CREATE TABLE extra ()")])
-    with pytest.raises(MigrationMismatch, match="migration 0009"):
+    await migrate(own_database, [*load_migrations(), migration(99, "CREATE TABLE extra ()")])
+    with pytest.raises(MigrationMismatch, match="migration 0099"):
         await migrate(own_database)
 
 
 async def test_failing_migration_leaves_nothing_behind(empty: Database) -> None:
     ours = [
         *load_migrations(),
-        migration(8, "CREATE TABLE extra ()"),
-        migration(9, "CREATE TABLE more (); SELECT 1 / 0"),
+        migration(98, "CREATE TABLE extra ()"),
+        migration(99, "CREATE TABLE more (); SELECT 1 / 0"),
     ]
     with pytest.raises(asyncpg.DivisionByZeroError):
         await migrate(empty, ours)

@@ -11,7 +11,7 @@ from oncepaid.domain.chain import ZERO_ADDRESS
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import Decision, Matched, Unmatched, decide_all
 from oncepaid.domain.money import Units
-from oncepaid.domain.payments import PaymentId, Reason, SeenPayment, Signer
+from oncepaid.domain.payments import Evidence, PaymentId, Reason, SeenPayment, Signer
 from tests.unit.samples import (
     GRACE,
     NOON,
@@ -23,6 +23,8 @@ from tests.unit.samples import (
     evidence,
     job,
     payment,
+    reference,
+    referring,
 )
 
 SECOND = timedelta(seconds=1)
@@ -39,12 +41,16 @@ class Ledger:
     def decide(self, batch: Sequence[SeenPayment]) -> None:
         """Decide what was not decided before, knowing only the jobs that the batch names."""
         new = [paid for paid in batch if paid.id not in self.decisions]
-        memos = {piece.memo for paid in new for piece in paid.evidence}
+        pieces = [piece for paid in new for piece in paid.evidence]
+        memos = {piece.memo for piece in pieces}
+        references = {piece.reference for piece in pieces}
         amounts = {paid.units for paid in new}
         named = [
             self._stored(terms)
             for terms in self.jobs.values()
-            if terms.memo in memos or terms.unique_amount in amounts
+            if terms.memo in memos
+            or terms.unique_amount in amounts
+            or terms.references & references
         ]
         self.payments.update({paid.id: paid for paid in new})
         self.decisions.update(decide_all(new, named, RULES))
@@ -71,6 +77,22 @@ class Ledger:
         return (paid + waiting, 0) if full else (0, waiting)
 
 
+def pieces_of(signers: st.SearchStrategy[Signer]) -> st.SearchStrategy[Evidence]:
+    """Evidence that names one of up to four jobs, or none of them."""
+    numbers, company = st.integers(1, 5), st.sampled_from([1, 1, 1, 2])
+    return st.one_of(
+        st.builds(evidence, numbers, signers, company=company),
+        st.builds(referring, numbers, signers),
+    )
+
+
+def names(terms: JobTerms, paid: SeenPayment) -> bool:
+    """Say whether a payment's evidence names the job."""
+    return any(
+        piece.memo == terms.memo or piece.reference in terms.references for piece in paid.evidence
+    )
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[dict[JobId, JobTerms], list[SeenPayment]]:
     """Draw a few jobs, and payments that come close to them in every respect."""
@@ -85,15 +107,13 @@ def worlds(draw: st.DrawFn) -> tuple[dict[JobId, JobTerms], list[SeenPayment]]:
             awaits_payment=draw(st.sampled_from([True] * 5 + [False])),
             covered=Units(draw(st.sampled_from([0] * 6 + [price]))),
             expires_at=NOON + draw(st.sampled_from([0, 1])) * SECOND,
+            references=frozenset({reference(number)} if draw(st.booleans()) else ()),
+            amount_after_block=draw(st.sampled_from([-1, -1, 5])),
         )
     amounts = sorted(
         {u for j in jobs.values() for u in (j.price, j.unique_amount) if u is not None} | {1, 6, 50}
     )
-    pieces = st.builds(
-        evidence,
-        st.integers(1, len(jobs) + 1),
-        st.sampled_from([Signer.PAYER, Signer.PAYER, Signer.THIRD_PARTY]),
-    )
+    pieces = pieces_of(st.sampled_from([Signer.PAYER, Signer.PAYER, Signer.THIRD_PARTY]))
     payments = [
         payment(
             number,
@@ -103,6 +123,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[JobId, JobTerms], list[SeenPayment]]:
             recipient=draw(st.sampled_from([SHOP, SHOP, OTHER_SHOP])),
             block_time=NOON + GRACE + draw(st.sampled_from([-1, 0, 1])) * SECOND,
             transfers_in_tx=draw(st.sampled_from([1, 1, 2])),
+            block_number=draw(st.sampled_from([5, 6])),
         )
         for number in range(1, draw(st.integers(1, 10)) + 1)
     ]
@@ -136,10 +157,12 @@ def test_money_that_names_one_job_never_pays_another(world: World) -> None:
         if decision.job_id is None:
             continue
         terms = jobs[decision.job_id]
-        if paid.evidence:
-            assert terms.memo in {piece.memo for piece in paid.evidence}
+        if any(names(other, paid) for other in jobs.values()):
+            assert names(terms, paid)
         else:
+            assert not any(piece.memo for piece in paid.evidence)
             assert terms.unique_amount == paid.units
+            assert paid.block_number > terms.amount_after_block
         if isinstance(decision, Matched):
             assert paid.sender != SHOP
             assert terms.pay_to in (None, paid.recipient)
@@ -158,6 +181,41 @@ def test_a_job_that_could_be_paid_is(world: World) -> None:
         )
         decisions = decide_all([*payments, sure], jobs.values(), RULES)
         assert Matched(job_id=terms.id) in decisions.values()
+
+
+@given(worlds(), st.lists(pieces_of(st.just(Signer.THIRD_PARTY)), max_size=3))
+def test_what_a_third_party_attaches_never_beats_the_payers_word(
+    world: World, attached: list[Evidence]
+) -> None:
+    jobs, payments = world
+    own = [replace(p, evidence=tuple(e for e in p.evidence if _is_payers(e))) for p in payments]
+    swapped = [
+        replace(p, evidence=(*attached, *p.evidence)) if _names_any(p, jobs) else p for p in own
+    ]
+    assert decide_all(swapped, jobs.values(), RULES) == decide_all(own, jobs.values(), RULES)
+
+
+def _is_payers(piece: Evidence) -> bool:
+    return piece.signer is Signer.PAYER
+
+
+def _names_any(paid: SeenPayment, jobs: dict[JobId, JobTerms]) -> bool:
+    """A nonce that nobody bound is no word."""
+    is_bound = any(names(terms, paid) for terms in jobs.values())
+    return is_bound or any(piece.memo for piece in paid.evidence)
+
+
+@given(worlds(), pieces_of(st.just(Signer.THIRD_PARTY)))
+def test_a_third_party_alone_moves_only_exact_money(world: World, attached: Evidence) -> None:
+    jobs, payments = world
+    bare = [replace(paid, evidence=(attached,)) for paid in payments]
+    decisions = decide_all(bare, jobs.values(), RULES)
+    for paid in bare:
+        decision = decisions[paid.id]
+        if isinstance(decision, Matched) and names(jobs[decision.job_id], paid):
+            terms = jobs[decision.job_id]
+            assert paid.units in (terms.price, terms.unique_amount)
+            assert (paid.transfers_in_tx, attached.company) == (1, 1)
 
 
 @given(worlds(), st.data())
