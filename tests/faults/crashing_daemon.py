@@ -62,7 +62,10 @@ NOT_STORES: Final = {
     "Reports": "reads for commands and gauges, writes no row",
     "AuditStore": "reads what the audit compares, writes no row",
     "OperatorStore": "commands of an operator, each one transaction, not of the daemon",
+    "BindingStore": "one command of an operator, one transaction, not of the daemon",
     "OrderStore": "one statement of an operator's command, not of the daemon",
+    "DeskStore": "an operator's commands, a transaction each; RefundStore.record is the daemon's",
+    "DeskReader": "reads for commands, writes no row",
 }
 """Classes of `db` with public coroutines that hold no crash points, and why."""
 _PR_SET_PDEATHSIG: Final = 1
