@@ -137,6 +137,8 @@ async def _jobs(connection: asyncpg.Connection, count: int) -> list[Memo]:
         INSERT INTO skills (name, price_usdc, service_key) VALUES ('Brainstorm', 0.5, 'brainstorm')
         """
     )
+    # More jobs of one price than there are unique amounts for it.
+    await connection.execute("UPDATE payment_terms SET amount_fallback = false")
     rows = await connection.fetch(
         """
         INSERT INTO jobs (skill_id, input_data)

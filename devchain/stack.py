@@ -25,6 +25,7 @@ class Stack:
     rpc: Rpc
     usdc: Usdc
     merchant: str
+    merchant_wallet: Wallet
     relayer: Wallet
     payers: tuple[Wallet, ...]
     claude: Claude | None
@@ -57,6 +58,7 @@ async def start_stack(
             rpc=usdc.rpc,
             usdc=usdc,
             merchant=wallets[_MERCHANT].address,
+            merchant_wallet=wallets[_MERCHANT],
             relayer=wallets[_RELAYER],
             payers=tuple(wallets[_FIRST_PAYER:]),
             claude=claude,

@@ -1,7 +1,7 @@
 """`oncepaid payment assign|ignore|refund`: what an operator decides about a payment."""
 
 from datetime import timedelta
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, Final, assert_never
 
 import typer
 
@@ -26,6 +26,7 @@ Name = Annotated[
     str, typer.Argument(metavar="PAYMENT", help="Number, or the hash of its transaction.")
 ]
 Why = Annotated[str, typer.Option(help="The reason, for the audit log.")]
+NO_REASON: Final = "no reason given"
 
 
 def register(_: typer.Typer) -> None:
@@ -36,7 +37,7 @@ def register(_: typer.Typer) -> None:
 def assign(
     payment: Name,
     job: Annotated[str, typer.Argument(metavar="JOB", help="Number or UUID.")],
-    why: Why,
+    why: Why = NO_REASON,
     accept_short: Annotated[
         bool,
         typer.Option("--accept-short", help="Where it is too little, lower the job's price to it."),
@@ -70,7 +71,7 @@ def assign(
     run_async(main())
 
 
-def ignore(payment: Name, why: Why, config: Config = None, as_json: AsJson = False) -> None:
+def ignore(payment: Name, why: Why = NO_REASON, config: Config = None, as_json: AsJson = False) -> None:
     """Close a payment that pays no job, with nothing owed for it."""
     reason = reason_of(why)
     settings = load(config)
@@ -89,7 +90,7 @@ def ignore(payment: Name, why: Why, config: Config = None, as_json: AsJson = Fal
 def refund(
     payment: Name,
     tx: Annotated[str, typer.Option(help="The transaction that sent it back.")],
-    why: Why,
+    why: Why = NO_REASON,
     to: Annotated[
         str | None, typer.Option(help="Where it went, if not to the address that paid.")
     ] = None,

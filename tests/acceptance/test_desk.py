@@ -19,7 +19,7 @@ WHY = ("--why", "the payer wrote to us")
 
 def merchant_of(world: World) -> Wallet:
     """Return the merchant as somebody who can pay."""
-    return Wallet(usdc=world.stack.usdc, address=world.stack.merchant, index=2)
+    return world.stack.merchant_wallet
 
 
 async def refused(world: World, *arguments: str) -> str:

@@ -1,7 +1,6 @@
 """An operator sends money back from his own wallet, and the daemon closes the payment by itself."""
 
 from devchain.anvil import mine
-from devchain.wallet import Wallet
 from oncepaid.domain.chain import TxHash
 from oncepaid.domain.refunding import refund_envelope
 from tests.acceptance.conftest import World
@@ -26,7 +25,7 @@ async def test_a_refund_with_its_envelope_closes_the_payment(world: World) -> No
     """A refund of the wrong amount is told of, and leaves its payment where it is."""
     await world.first_start_done()
     payer = world.stack.payers[0]
-    merchant = Wallet(usdc=world.stack.usdc, address=world.stack.merchant, index=2)
+    merchant = world.stack.merchant_wallet
     async with world.daemon() as daemon:
         paid = [await payer.transfer(world.stack.merchant, units) for units in (1_230_000, 77)]
         await daemon.wait_for("payment.unmatched", count=2)

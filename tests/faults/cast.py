@@ -16,7 +16,9 @@ from devchain.anvil import reorg
 from devchain.daemon import Daemon, config_of
 from devchain.stack import Stack
 from devchain.wallet import Wallet
+from oncepaid.domain.chain import TxHash
 from oncepaid.domain.memo import Memo, envelope_of
+from oncepaid.domain.refunding import refund_envelope
 from tests.fakes.claude_server import ClaudeServer, prompts_of
 from tests.faults.crashing_daemon import KILLED, Request
 from tests.faults.forking import Zygote
@@ -217,6 +219,15 @@ class Cast:
     async def pay_without_memo(self, units: int) -> str:
         """Pay nobody knows what for, in the same way."""
         return await self._transfer(self.stack.payers[1], units, b"")
+
+    async def send_back(self, units: int, tx_hash: str) -> str:
+        """Refund what the payer without a memo paid in a transaction, as an operator does."""
+        stack = self.stack
+        refund = await stack.merchant_wallet.transfer(
+            stack.payers[1].address, units, refund_envelope(TxHash(tx_hash))
+        )
+        await stack.rpc.receipt(refund)
+        return refund
 
     async def _transfer(self, payer: Wallet, units: int, tail: bytes) -> str:
         tx_hash = await payer.transfer(self.stack.merchant, units, tail)

@@ -220,7 +220,7 @@ def quicken() -> None:
     """Shorten every pause, so that a run needs seconds. No decision depends on one."""
     for name in ("WORK_POLL_S", "SETTLE_POLL_S", "SECOND_LOOK_S", "STANDBY_S"):
         setattr(oncepaid.daemon, name, 0.2)
-    for name in ("SWEEP_S", "HEARTBEAT_S", "MARK_S"):
+    for name in ("SWEEP_S", "HEARTBEAT_S", "MARK_S", "REFUNDS_S"):
         setattr(oncepaid.daemon, name, 0.5)
     setattr(oncepaid.loops, "PERMANENT_RETRY_S", 0.1)  # noqa: B010
     setattr(oncepaid.loops, "LOOP_BACKOFF", Backoff(base_s=0.05, cap_s=0.2))  # noqa: B010

@@ -12,7 +12,7 @@ LARGE_UNITS = 2_000_000
 async def play(cast: Cast) -> None:
     """Tell the story up to the act in which the daemon dies; another one ends what was begun."""
     await cast.until("a first cursor", "SELECT count(*) = 1 FROM chain_cursor")
-    for act in (_payments, _reorgs, _second_look, _contradicted, _below_finalized):
+    for act in (_payments, _reorgs, _second_look, _contradicted, _refund, _below_finalized):
         await act(cast)
         if cast.crashed:
             await _come_to_rest(cast)
@@ -116,6 +116,25 @@ async def _contradicted(cast: Cast) -> None:
     await cast.until_orphaned(phantom)
     cast.is_tampered_with = False
     await cast.until_done(job)
+
+
+async def _refund(cast: Cast) -> None:
+    """An operator sends money back, and names it in his transfer; both become final."""
+    tx_hash = await cast.pay_without_memo(781)
+    await cast.until(
+        "a payment without a memo",
+        "SELECT status = 'unmatched' FROM payments WHERE tx_hash = $1",
+        tx_hash,
+    )
+    await cast.send_back(781, tx_hash)
+    # Blocks become final up to the end of a range that was read.
+    await cast.until_head()
+    await mine(cast.stack.rpc, 1, seconds_later=FINALIZED_AGE_S + 1)
+    await cast.until(
+        "a refund recognised",
+        "SELECT status = 'refunded' FROM payments WHERE tx_hash = $1",
+        tx_hash,
+    )
 
 
 async def _below_finalized(cast: Cast) -> None:

@@ -9,6 +9,7 @@ import asyncpg
 from devchain.usdc import Usdc, call_data
 
 _TRANSFER = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+_SENDER, _RECIPIENT = 1, 2
 
 Row = tuple[str, int, str, int]
 """Of a payment: transaction, log index, block hash, units."""
@@ -150,17 +151,23 @@ async def _assert_rows_are_the_chain(
     assert (too_many, missing) == (Counter(), Counter()), f"{moment}: {dict(cursor)}"
     # The node keeps no old states, but all logs.
     before = sum(row[3] for row in await _transfers(usdc, merchant, 0, first - 1))
-    assert sum(row[3] for row in found) == await _balance(usdc, merchant, last) - before, moment
+    sent = sum(row[3] for row in await _transfers(usdc, merchant, 0, last, of=_SENDER))
+    held = await _balance(usdc, merchant, last)
+    assert sum(row[3] for row in found) == held + sent - before, moment
 
 
-async def _transfers(usdc: Usdc, merchant: str, first: int, last: int) -> list[Row]:
+async def _transfers(
+    usdc: Usdc, merchant: str, first: int, last: int, *, of: int = _RECIPIENT
+) -> list[Row]:
+    """Return the transfers in some blocks that have the merchant as this topic."""
     if first > last:
         return []
+    who = "0x" + merchant[2:].lower().rjust(64, "0")
     query: dict[str, Any] = {
         "address": usdc.address,
         "fromBlock": hex(first),
         "toBlock": hex(last),
-        "topics": [_TRANSFER, None, "0x" + merchant[2:].lower().rjust(64, "0")],
+        "topics": [_TRANSFER, *[None] * (of - 1), who],
     }
     return [
         (

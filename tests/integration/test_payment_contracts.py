@@ -144,7 +144,7 @@ async def test_authorizations_of_an_account_with_a_key(stack: Stack, kind: Kind,
 
 
 def merchant_of(stack: Stack) -> Wallet:
-    return Wallet(usdc=stack.usdc, address=stack.merchant, index=2)
+    return stack.merchant_wallet
 
 
 async def test_authorization_inside_a_multicall(stack: Stack) -> None:

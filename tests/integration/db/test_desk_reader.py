@@ -21,6 +21,9 @@ from tests.integration.db.support import (
     see,
 )
 
+# Blocks begin at `START`, which may lie minutes back when the test runs.
+LONG_AGO = "UPDATE jobs SET created_at = now() - interval '1 day'"
+
 
 async def shown(database: Database, payment: PaymentId) -> Shown:
     found = await DeskReader(database, CHAIN).payment(payment)
@@ -59,6 +62,7 @@ async def test_jobs_near_by_amount_and_by_price(database: Database) -> None:
     elsewhere = await add_job(database, unique_amount_units=PRICE + 6, pay_to="0x" + "77" * 20)
     done = await add_job(database, status="completed", unique_amount_units=PRICE + 6)
     later = await add_job(database, "1", unique_amount_units=PRICE + 7_777)
+    await execute(database, LONG_AGO)
     await execute(
         database, "UPDATE jobs SET created_at = now() + interval '1 day' WHERE id = $1", later.id
     )
@@ -89,6 +93,7 @@ async def test_a_host_with_its_own_types(own_database: Database) -> None:
         """,
     )
     job = await add_job(own_database, price="1", pay_to=SHOP.upper().replace("X", "x"))
+    await execute(own_database, LONG_AGO)
     (payment,) = await match(own_database, observed(PRICE + 1))
     found = await shown(own_database, payment)
     assert by_id(found)[Nearness.PRICE] == {job.id}

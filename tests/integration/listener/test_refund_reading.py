@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry
 
 from devchain.anvil import mine
 from devchain.stack import Stack, start_stack
-from devchain.wallet import Wallet
 from listener.decode import decode_receipt
 from listener.refunds import RefundReader, VerifiedRefund
 from listener.rpc import HttpRpc
@@ -39,7 +38,7 @@ class Shop:
     def __init__(self, stack: Stack, rpc: HttpRpc) -> None:
         self.stack = stack
         self.token = parse_address(stack.usdc.address)
-        self.merchant = Wallet(usdc=stack.usdc, address=stack.merchant, index=2)
+        self.merchant = stack.merchant_wallet
         self.ours = frozenset({parse_address(stack.merchant)})
         self.payer = parse_address(stack.payers[0].address)
         self.reader = RefundReader(rpc)
