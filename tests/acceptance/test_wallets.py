@@ -4,27 +4,30 @@ All tests share one chain, one database and one daemon: a payment stands among a
 """
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from eth_utils.crypto import keccak
 
-from devchain.contracts.authorization import call_with_bytes
+from devchain.contracts.authorization import call_with_bytes, call_with_parts, digest_of
 from devchain.contracts.delegated import Code, Mode, delegate
 from devchain.contracts.entry_point import Version, paymaster_data
 from devchain.contracts.multicall import MULTICALL3, multicall
 from devchain.contracts.placing import place_paymaster
 from devchain.contracts.request_network import FEE_PROXY, pay_with_reference
-from devchain.contracts.sending import send, transfer, transfer_from
+from devchain.contracts.sending import Call, send, sign_digest, transfer, transfer_from
 from oncepaid.domain.memo import NONCE_BYTES
 from tests.acceptance.conftest import NewJob
 from tests.acceptance.test_verify import verified
+from tests.acceptance.wallet_look_alike import look_alike_event, place_look_alike
 from tests.acceptance.wallet_till import FUNDS_UNITS, Till, Told, open_till
 from tests.acceptance.wallet_ways import WAYS, data_suffix
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "wallets.md"
 LOOK_ALIKE = "0x1892196E80C4c17ea5100Da765Ab48c1fE2FB815"
+EMITTER = "0x00000000000000000000000000000000000e7e27"
 PAYMASTER = "0x00000000000000000000000000000000000Fa117"
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
@@ -138,14 +141,15 @@ async def test_attack_relayer_puts_his_memo_behind_a_bare_authorization(
     """The payer's amount is his own job's, even where it is just the price of the relayer's."""
     own, relayers = await till.jobs(2)
     units = own.unique_amount_units
-    if fits:
-        pricing = "UPDATE jobs SET price_usdc = $2::bigint * 0.000001 WHERE id = $1"
-        await till.world.sql.execute(pricing, relayers.id, units)
+    pricing = "UPDATE jobs SET price_usdc = $2::bigint * 0.000001 WHERE id = $1"
+    await till.world.sql.execute(pricing, relayers.id, units if fits else relayers.price_units)
     signed = till.wallet().sign_authorization(till.merchant, units, bytes(NONCE_BYTES))
     tx = await till.relayer.submit_authorization(signed, relayers.envelope)
     (told,) = await put_aside(till, tx, "third_party_memo")
     assert (told.job_id, told.evidence[-1]["by"]) == (relayers.id, till.relayer.address.lower())
     await till.untouched(own, relayers)
+    # Else other tests' payments would have a neighbour that they seem to be short of.
+    await till.world.sql.execute(pricing, relayers.id, relayers.price_units)
 
 
 @pytest.mark.parametrize("version", Version, ids=lambda one: one.name)
@@ -167,6 +171,7 @@ async def test_attack_bundler_mixes_users_tails(till: Till, version: Version) ->
 
 
 async def test_attack_event_of_a_look_alike(till: Till) -> None:
+    """The proxy's own code at another address: the same event, from nobody whom we trust."""
     (job,) = await till.jobs(1)
     rpc, payer, reference = till.stack.rpc, till.wallet(), bytes.fromhex("8899aabbccddeeff")
     await rpc.call("anvil_setCode", LOOK_ALIKE, await rpc.call("eth_getCode", FEE_PROXY, "latest"))
@@ -174,12 +179,26 @@ async def test_attack_event_of_a_look_alike(till: Till) -> None:
     for proxy in (LOOK_ALIKE, FEE_PROXY):
         await rpc.receipt(await payer.approve(proxy, job.price_units))
     paying = (payer, till.merchant, job.price_units, reference)
-    tx = await pay_with_reference(*paying, proxy=LOOK_ALIKE)
-    (told,) = await put_aside(till, tx, "no_memo")
+    (told,) = await put_aside(till, await pay_with_reference(*paying, proxy=LOOK_ALIKE), "no_memo")
     assert told.evidence == []
     await till.untouched(job)
     # The same words of the contract that was meant.
     await till.completed(job, await pay_with_reference(*paying))
+
+
+async def test_attack_event_behind_the_money_of_another(till: Till) -> None:
+    """A relayer has his contract say, right behind a payer's transfer, that it is for his job."""
+    own, relayers = await till.jobs(2)
+    await place_look_alike(till.stack.rpc, EMITTER)
+    usdc, payer, units = till.stack.usdc, till.wallet(), own.unique_amount_units
+    terms = replace(till.terms(payer.address, own), units=units, nonce=keccak(text="bare"))
+    signature = sign_digest(payer, await digest_of(usdc, terms))
+    event = look_alike_event(usdc.address, till.merchant, units, relayers.envelope)
+    calls = [call_with_parts(usdc, terms, signature), Call(to=EMITTER, data=event)]
+    tx = await multicall(till.relayer, calls, tail=relayers.envelope)
+    (told,) = await put_aside(till, tx, "third_party_memo")
+    assert {piece["source"] for piece in told.evidence} == {"authorization", "wrapper"}
+    await till.untouched(own, relayers)
 
 
 async def test_attack_zero_units_of_a_forged_sender(till: Till) -> None:
