@@ -66,7 +66,7 @@ def database_url(server_url: str, name: str) -> str:
 @pytest.fixture
 async def empty_url(postgres_url: str) -> AsyncIterator[str]:
     """The URL of a new database without any tables."""
-    async with _new_database(postgres_url, template=None) as url:
+    async with new_database(postgres_url, template=None) as url:
         yield url
 
 
@@ -89,7 +89,7 @@ def template(postgres_url: str) -> str:
 @pytest.fixture
 async def migrated_url(postgres_url: str, template: str) -> AsyncIterator[str]:
     """The URL of a new, migrated database."""
-    async with _new_database(postgres_url, template=template) as url:
+    async with new_database(postgres_url, template=template) as url:
         yield url
 
 
@@ -102,7 +102,7 @@ async def database(migrated_url: str) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def _new_database(server_url: str, template: str | None) -> AsyncIterator[str]:
+async def new_database(server_url: str, template: str | None) -> AsyncIterator[str]:
     name = f"test_{uuid4().hex}"
     admin = await asyncpg.connect(server_url)
     try:

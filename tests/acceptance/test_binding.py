@@ -65,4 +65,11 @@ async def test_each_outcome_has_a_name(sql: asyncpg.Connection, config: Path) ->
     notes = await sql.fetch("SELECT who, action, details FROM audit_log")
     assert [note["action"] for note in notes] == ["job.bind"]
     assert notes[0]["who"]
-    assert json.loads(notes[0]["details"]) == {"job_id": first["id"], **named}
+    why = {"why": "no reason given"}
+    assert json.loads(notes[0]["details"]) == {"job_id": first["id"], **named, **why}
+    await sql.execute("DELETE FROM job_bindings; UPDATE jobs SET status = 'pending'")
+    assert (await _bind(config, second["id"], *NAMED, "--why", "asked for"))[0] == 0
+    last = "SELECT details ->> 'why' FROM audit_log ORDER BY id DESC LIMIT 1"
+    assert await sql.fetchval(last) == "asked for"
+    code, out, err = await _bind(config, first["id"], *NAMED, "--why", " ")
+    assert (code, out, err) == (2, "", "oncepaid: --why: must say something\n")

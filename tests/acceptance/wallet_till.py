@@ -21,7 +21,7 @@ from devchain.stack import Stack, start_stack
 from devchain.wallet import Wallet
 from oncepaid.domain.memo import NONCE_BYTES
 from tests.acceptance.conftest import NewJob, World
-from tests.conftest import _new_database
+from tests.conftest import new_database
 
 MOST_WALLETS: Final = 80
 FUNDS_UNITS: Final = 1_000 * 10**6
@@ -163,7 +163,7 @@ class Till:
 async def open_till(server_url: str, template: str, folder: Path) -> AsyncIterator[Till]:
     """Run a chain with all contracts, and a daemon that trusts Request Network's proxy."""
     async with AsyncExitStack() as opened:
-        url = await opened.enter_async_context(_new_database(server_url, template))
+        url = await opened.enter_async_context(new_database(server_url, template))
         chain = start_stack(payers=MOST_WALLETS, funds_units=FUNDS_UNITS, with_claude=True)
         stack = await opened.enter_async_context(chain)
         assert stack.claude is not None

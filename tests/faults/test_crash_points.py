@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from devchain.stack import start_stack
-from tests.conftest import _new_database
+from tests.conftest import new_database
 from tests.fakes.claude_server import start_claude_server
 from tests.faults.cast import Cast
 from tests.faults.crashing_daemon import store_methods
@@ -69,7 +69,7 @@ class Theatre:
     async def record(self, play: Play, *, template: str | None) -> Counter[str]:
         """Tell the story without a crash; returns how often each point was passed."""
         record = self._folder / f"points-{play.__name__}"
-        async with self.stage(0) as cast_for, _new_database(self._server_url, template) as url:
+        async with self.stage(0) as cast_for, new_database(self._server_url, template) as url:
             cast = cast_for(url)
             async with cast.on_stage(cast.request(record=str(record))):
                 await play(cast)
@@ -85,7 +85,7 @@ class Theatre:
                 while waiting and len(failed) < 10:
                     crash = waiting.pop()
                     started = time.monotonic()
-                    async with _new_database(self._server_url, template) as url:
+                    async with new_database(self._server_url, template) as url:
                         if problem := await _problem_of(cast_for(url), play, crash):
                             failed.append(f"{crash}: {problem}")
                     print(f"{time.monotonic() - started:5.1f} s, {len(waiting)} to go: {crash}")
