@@ -9,7 +9,7 @@ from typing import Final
 import asyncpg
 
 from db.audit import Note, write_note
-from db.pool import Database
+from db.pool import Connection, Database
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.memo import Reference
 from oncepaid.domain.payments import PaymentId
@@ -22,7 +22,42 @@ RETURNING job_id
 
 _HOLDER: Final = "SELECT job_id FROM job_bindings WHERE issuer = $1 AND reference = $2"
 
-# After the binding's trigger: what could be decided anew is seen by now.
+# The payments that could be decided with one binding. By an index of the evidence.
+_CARRIES: Final = """
+ l.evidence @> jsonb_build_array(jsonb_build_object(
+       'reference', jsonb_build_object('issuer', {0}, 'value', encode({1}, 'hex'))))
+   AND l.issuer = {0} AND l.reference = {1}
+"""
+
+# One that somebody else has locked is for the next sweep.
+_SEE_AGAIN: Final = """
+UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
+ WHERE id IN (
+       SELECT id FROM payments WHERE status = 'unmatched' AND id IN ({}) ORDER BY id
+          FOR UPDATE SKIP LOCKED)
+RETURNING id
+"""
+
+_RECONSIDER: Final = _SEE_AGAIN.format(
+    "SELECT l.payment_id FROM oncepaid_bound_late l WHERE"
+    + _CARRIES.format("$1::text", "$2::bytea")
+)
+
+# A host's own INSERT, and one of a transaction that ends after the payment was decided. One that is
+# open for more than an hour is not waited for.
+RECONSIDER_NEW: Final = _SEE_AGAIN.format(
+    f"""
+    (SELECT l.payment_id FROM oncepaid_bound_late l
+      WHERE l.seen_at > now() - interval '1 hour' AND l.chain_id = $1 LIMIT 500)
+    UNION ALL
+    (SELECT l.payment_id
+       FROM job_bindings b CROSS JOIN LATERAL (
+            SELECT payment_id FROM oncepaid_bound_late l
+             WHERE l.chain_id = $1 AND {_CARRIES.format("b.issuer", "b.reference")}) l
+      WHERE b.created_at > now() - interval '1 hour' LIMIT 500)
+    """
+)
+
 _WAITING: Final = """
 SELECT id FROM payments
  WHERE status = 'seen' AND evidence @> jsonb_build_array(jsonb_build_object(
@@ -64,17 +99,38 @@ class BindingStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def bind(self, job: JobId, reference: Reference, *, note: Note) -> Binding:
-        """Bind a reference to a job, with a note in the audit log; safe to repeat."""
+    async def bind(self, job: JobId, reference: Reference, *, why: str, note: Note) -> Binding:
+        """Bind a reference to a job, with a note in the audit log; safe to repeat.
+
+        A payment that was decided without it is decided anew, at every repetition.
+        """
         issuer, value = reference.issuer.lower(), reference.value
         try:
             async with self._database.transaction() as connection:
-                if await connection.fetchval(_BIND, issuer, value, job) is not None:
-                    details = {"job_id": job, "issuer": issuer, "reference": "0x" + value.hex()}
-                    await write_note(connection, note, details)
-                    rows = await connection.fetch(_WAITING, issuer, value)
-                    return Bound(waiting=tuple(PaymentId(row["id"]) for row in rows))
-                holder = await connection.fetchval(_HOLDER, issuer, value)
+                is_new = await connection.fetchval(_BIND, issuer, value, job) is not None
+                if is_new:
+                    named = {"issuer": issuer, "reference": "0x" + value.hex()}
+                    await write_note(connection, note, {"job_id": job, **named, "why": why})
+                else:
+                    holder = await connection.fetchval(_HOLDER, issuer, value)
         except asyncpg.ForeignKeyViolationError:
             return NoSuchJob()
-        return AlreadyBound() if holder == job else BoundToAnother(job=JobId(holder))
+        if not is_new and holder != job:
+            return BoundToAnother(job=JobId(holder))
+        waiting = await self._reconsider(issuer, value)
+        return Bound(waiting=waiting) if is_new else AlreadyBound()
+
+    async def _reconsider(self, issuer: str, value: bytes) -> tuple[PaymentId, ...]:
+        """After the binding's commit: nobody waits for its transaction, and the matcher knows it.
+
+        A payment that the matcher decides at this moment without it is found by the sweep.
+        """
+        async with self._database.connection() as connection:
+            await connection.execute(_RECONSIDER, issuer, value)
+            rows = await connection.fetch(_WAITING, issuer, value)
+        return tuple(PaymentId(row["id"]) for row in rows)
+
+
+async def reconsider_new_bindings(connection: Connection, chain_id: int) -> int:
+    """Have payments decided anew that were decided without their binding; returns how many."""
+    return len(await connection.fetch(RECONSIDER_NEW, chain_id))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import asyncpg
 
@@ -41,16 +42,39 @@ SELECT p.id, n.price_usdc
      ORDER BY j.unique_amount_units LIMIT 1) n
 """
 
-# A job that a host holds locked is passed over: nobody else may wait for it. Ordered, so that two
-# transactions never wait crosswise. The expiry is cut to what `datetime` can hold: a host may store
-# `infinity`, or null in a column of its own; its price may be of another numeric type.
-_LOCK_JOBS = f"""
-SELECT id, job_uuid::text AS job_uuid, memo,
-       status = 'pending' OR is_unbacked OR {HAS_UNREVERSED} AS awaits_payment,
+# Of a job that waits for another amount than its price, in a block that may be meant for it. A
+# hub's price may be finer than a unit, and is rounded up.
+PRICES = """
+SELECT p.id
+  FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[]) AS p (id, units, payee, block)
+ WHERE EXISTS (
+       SELECT FROM jobs
+        WHERE amount_is_held AND status = 'pending'
+          AND price_usdc::numeric > (p.units - 1) * 0.000001
+          AND price_usdc::numeric <= p.units * 0.000001
+          AND lower(coalesce(pay_to, '')) IN ('', p.payee)
+          AND unique_amount_units <> p.units AND amount_after_block < p.block)
+"""
+
+TERMS: Final = f"""
+       id, memo, status = 'pending' OR is_unbacked OR {HAS_UNREVERSED} AS awaits_payment,
        price_usdc::numeric AS price_usdc, lower(pay_to) AS pay_to,
-       CASE WHEN amount_is_held THEN unique_amount_units END AS unique_amount,
+       CASE WHEN amount_is_held
+                 AND NOT EXISTS (SELECT FROM oncepaid_resting(unique_amount_units, pay_to, id))
+            THEN unique_amount_units END AS unique_amount,
        least(greatest(coalesce(expires_at, 'infinity'), '0001-01-02 UTC'), '9999-12-30 UTC')
            ::timestamptz AS expires_at, amount_after_block
+"""
+"""What `terms_of` reads of `jobs`.
+
+The expiry is cut to what `datetime` can hold: a host may store `infinity`, or null in a column of
+its own; its price may be of another numeric type.
+"""
+
+# A job that a host holds locked is passed over: nobody else may wait for it. Ordered, so that two
+# transactions never wait crosswise.
+_LOCK_JOBS = f"""
+SELECT {TERMS}, job_uuid::text AS job_uuid
   FROM jobs WHERE id = ANY($1::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
 
@@ -120,7 +144,7 @@ async def lock_named_jobs(connection: Connection, payments: Sequence[SeenPayment
             if row["unique_amount"] is not None:
                 busy.add(Units(row["unique_amount"]))
     return NamedJobs(
-        jobs=[_terms_of(row, sums.get(row["id"]), bound.get(row["id"], ())) for row in rows],
+        jobs=[terms_of(row, sums.get(row["id"]), bound.get(row["id"], ())) for row in rows],
         uuids=uuids,
         busy_names=busy,
     )
@@ -154,9 +178,29 @@ async def with_nearest(
     return [replace(p, nearest_above=nearest.get(p.id)) for p in payments]
 
 
-def _terms_of(
+async def with_prices(
+    connection: Connection, payments: Sequence[SeenPayment], jobs: Sequence[JobTerms]
+) -> list[SeenPayment]:
+    """Fill in `is_a_price` where the amount is the unique one of any of the jobs."""
+    amounts = {job.unique_amount for job in jobs}
+    asked = [payment for payment in payments if payment.units in amounts]
+    if not asked:
+        return list(payments)
+    rows = await connection.fetch(
+        PRICES,
+        [p.id for p in asked],
+        [p.units for p in asked],
+        [p.recipient for p in asked],
+        [p.block_number for p in asked],
+    )
+    found = {row["id"] for row in rows}
+    return [replace(p, is_a_price=True) if p.id in found else p for p in payments]
+
+
+def terms_of(
     row: asyncpg.Record, sums: asyncpg.Record | None, references: Iterable[Reference]
 ) -> JobTerms:
+    """Return the terms of a job; `sums` are `covered` and `partial` of its payments, if any."""
     amount = row["unique_amount"]
     return JobTerms(
         id=row["id"],
@@ -174,6 +218,10 @@ def _terms_of(
 
 
 async def write_decisions(connection: Connection, decisions: Mapping[PaymentId, Decision]) -> None:
+    """Store decisions about payments that the transaction holds locked, with their jobs.
+
+    Parts that wait on a job that is paid now are matched with it.
+    """
     status = ["matched" if isinstance(d, Matched) else "unmatched" for d in decisions.values()]
     reasons = [d.reason if isinstance(d, Unmatched) else None for d in decisions.values()]
     jobs = [d.job_id for d in decisions.values()]

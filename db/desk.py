@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import asyncpg
 
@@ -14,16 +14,22 @@ from db.payment_rows import LOG_COLUMNS, stored_log_of
 from db.pool import HOST_REFUSES, Connection, Database
 from oncepaid.domain.chain import TransferLog
 from oncepaid.domain.desk import (
+    OPEN,
+    UNCREDITED,
     Allowed,
+    Already,
     DeskJob,
     DeskPayment,
     Obstacle,
+    Recorded,
+    RefundRuling,
     Refused,
     Ruling,
+    Twins,
     decide_assignment,
     decide_ignoring,
     decide_refund,
-    same_transfer,
+    twins_in,
 )
 from oncepaid.domain.errors import Permanent, Retryable
 from oncepaid.domain.jobs import JobId
@@ -51,12 +57,12 @@ UPDATE payments
 """
 
 _SETTLE: Final = """
-UPDATE payments SET status = $2 WHERE id = $1 AND status IN ('unmatched', 'ignored')
+UPDATE payments SET status = $2 WHERE id = $1 AND status = ANY($3::text[])
 """
 
 _RECORD_REFUND: Final = """
-INSERT INTO refunds (payment_id, chain_id, tx_hash, log_index, recipient, amount_units,
-                     recognised_by, warnings)
+INSERT INTO payment_refunds (payment_id, chain_id, tx_hash, log_index, recipient, amount_units,
+                             recognised_by, warnings)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT DO NOTHING RETURNING 1
 """
@@ -150,7 +156,7 @@ class DeskStore:
                 return found
             ruling = decide_ignoring(found.facts)
             if isinstance(ruling, Allowed):
-                await connection.execute(_SETTLE, payment, PaymentStatus.IGNORED)
+                await connection.execute(_SETTLE, payment, PaymentStatus.IGNORED, OPEN)
                 await write_note(connection, note, _details(found, why=why))
         return ruling
 
@@ -163,11 +169,11 @@ class DeskStore:
         note: Note,
         warnings: Sequence[str] = (),
         is_watched: bool = False,
-    ) -> Ruling:
+    ) -> RefundRuling:
         """Close a payment as sent back by a transfer that was verified and is final.
 
-        `is_watched`: the transfer itself names the payment. Then it is recorded also where the
-        payment's state forbids to close it, which is refused as ever: the money did go back.
+        One that is `matched` leaves its job: the settler decides about the rest by its own sum.
+        `is_watched`: the transfer itself names the payment, whichever row that is by now.
         """
         async with self._desk() as connection:
             found = await self._lock_payment(connection, payment)
@@ -176,25 +182,23 @@ class DeskStore:
             if isinstance(found, Refused):
                 return found
             serves = await self._served_by(connection, sent, found.twins)
-            ruling = decide_refund(found.facts, sent.tx_hash, serves=serves)
+            ruling = decide_refund(found.facts, sent.tx_hash, serves=serves, is_watched=is_watched)
+            match ruling:
+                case Already() | Refused():
+                    return ruling
+                case Recorded() | Allowed(is_recorded=False):
+                    await self._record(connection, found.facts.id, sent, warnings, note.who)
+                case Allowed():
+                    pass
+                case _:
+                    assert_never(ruling)
             is_closed = isinstance(ruling, Allowed)
-            to_record = found.facts.sent_back is None and (
-                is_closed or (is_watched and serves is None)
-            )
-            if to_record:
-                await self._record(connection, found.facts.id, sent, warnings, note.who)
             if is_closed:
-                await connection.execute(_SETTLE, found.facts.id, PaymentStatus.REFUNDED)
-            if to_record or is_closed:
-                details = {
-                    "refund_tx_hash": sent.tx_hash,
-                    "refund_log_index": sent.log_index,
-                    "to": sent.recipient,
-                    "warnings": list(warnings),
-                    "is_closed": is_closed,
-                    "why": why,
-                }
-                await write_note(connection, note, _details(found, **details))
+                await connection.execute(
+                    _SETTLE, found.facts.id, PaymentStatus.REFUNDED, UNCREDITED
+                )
+            details = _of_refund(sent, warnings) | {"is_closed": is_closed, "why": why}
+            await write_note(connection, note, _details(found, **details))
         return ruling
 
     @asynccontextmanager
@@ -220,12 +224,13 @@ class DeskStore:
             )
         log = stored_log_of(row)
         known = await logs_of_transaction(connection, self._chain_id, log.tx_hash)
-        twins = same_transfer(log, [other for other, _ in known])
-        states = {other.id: status for other, status in known}
-        again = [twin for twin in twins if states[twin] != PaymentStatus.ORPHANED]
+        twins = twins_in(known).get(payment, Twins(ids=(payment,)))
         sent_back = await connection.fetchval(
-            "SELECT tx_hash FROM refunds WHERE payment_id = ANY($1::bigint[]) ORDER BY id LIMIT 1",
-            twins,
+            """
+            SELECT tx_hash FROM payment_refunds WHERE payment_id = ANY($1::bigint[])
+             ORDER BY id LIMIT 1
+            """,
+            twins.ids,
         )
         facts = DeskPayment(
             id=payment,
@@ -233,20 +238,20 @@ class DeskStore:
             status=PaymentStatus(row["status"]),
             job_id=row["job_id"],
             sent_back=sent_back,
-            came_again=next((twin for twin in again if twin != payment), None),
+            came_again=twins.came_again,
         )
         return _Found(row=row, facts=facts, twins=twins)
 
     async def _served_by(
-        self, connection: Connection, sent: TransferLog, twins: Sequence[PaymentId]
+        self, connection: Connection, sent: TransferLog, twins: Twins
     ) -> PaymentId | None:
         found: int | None = await connection.fetchval(
             """
-            SELECT payment_id FROM refunds
+            SELECT payment_id FROM payment_refunds
              WHERE chain_id = $1 AND tx_hash = $2 AND log_index = $3
                AND payment_id <> ALL($4::bigint[])
             """,
-            *(self._chain_id, sent.tx_hash, sent.log_index, twins),
+            *(self._chain_id, sent.tx_hash, sent.log_index, twins.ids),
         )
         return None if found is None else PaymentId(found)
 
@@ -269,11 +274,11 @@ class DeskStore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """A payment under its lock; `twins` are all rows of its transfer, itself among them."""
+    """A payment under its lock."""
 
     row: asyncpg.Record
     facts: DeskPayment
-    twins: Sequence[PaymentId]
+    twins: Twins
 
 
 @contextmanager
@@ -311,6 +316,15 @@ def _details(found: _Found, **more: Any) -> dict[str, Any]:
         "was": row["status"],
         "reason": row["reason"],
         **more,
+    }
+
+
+def _of_refund(sent: TransferLog, warnings: Sequence[str]) -> dict[str, Any]:
+    return {
+        "refund_tx_hash": sent.tx_hash,
+        "refund_log_index": sent.log_index,
+        "to": sent.recipient,
+        "warnings": list(warnings),
     }
 
 

@@ -1,12 +1,13 @@
 """Jobs under work: claiming, keeping the lease, finishing. Leases run on the database's clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
 import structlog
 
+from db.amounts import release
 from db.pool import HOST_REFUSES, Connection, Database
 from db.reversals import HAS_UNREVERSED
 from oncepaid.domain.generation import (
@@ -158,34 +159,6 @@ SELECT j.id, j.job_uuid::text AS job_uuid, coalesce(j.attempts, 0) AS attempts,
  ORDER BY j.id LIMIT $1 FOR NO KEY UPDATE OF j SKIP LOCKED
 """
 
-# For what a database tells who asks for an amount where none is free.
-_SET_REST = "UPDATE payment_terms SET amount_rest = $1 WHERE amount_rest IS DISTINCT FROM $1"
-
-# The rest is taken from the block's time, for a host may store an expiry as late as there are any.
-# A job without one never expires.
-_RELEASE_AMOUNTS = """
-WITH over AS (
-    SELECT least(block_time, now()) - $2::interval AS since FROM chain_cursor WHERE chain_id = $1
-), free AS (
-    SELECT jobs.id FROM jobs, over
-     WHERE amount_is_held
-       AND greatest(latest_expiry, coalesce(expires_at, 'infinity')) < over.since
-       AND NOT EXISTS (SELECT FROM payments p
-                        WHERE p.status = 'seen' AND p.amount_units = jobs.unique_amount_units)
-     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
-), retired AS (
-    DELETE FROM retired_amounts r USING over
-     WHERE r.expires_at < over.since
-       AND NOT EXISTS (SELECT FROM payments p
-                        WHERE p.status = 'seen' AND p.amount_units = r.unique_amount_units)
-    RETURNING r.unique_amount_units
-), released AS (
-    UPDATE jobs SET amount_is_held = false FROM free WHERE jobs.id = free.id
-    RETURNING jobs.unique_amount_units
-)
-SELECT unique_amount_units FROM released UNION ALL SELECT unique_amount_units FROM retired
-"""
-
 # A hub's `output_data` may be json or text: the record turns the value into the column's own type.
 _FINISH_IF_CURRENT = """
 UPDATE jobs SET status = $3, completed_at = clock_timestamp(), failures_in_row = 0,
@@ -208,6 +181,7 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._amounts_refused: Set[str] = frozenset()
 
     async def claim(self, limit: int, lease: timedelta) -> list[ClaimedJob]:
         """Claim up to `limit` jobs that are paid or whose lease ran out; writes their attempts."""
@@ -299,13 +273,21 @@ class JobStore:
         """Free the unique amounts that no payment in time can carry any more.
 
         Judged by the time of the cursor's block: what has not been read yet may still hold one, and
-        so may a payment that waits for its decision. Returns how many were free to be drawn anew.
+        so may a payment that waits for its decision. A job that the host refuses keeps its amount,
+        which is said once. Returns how many were free to be drawn anew.
         """
-        rest = grace + quarantine
         async with self._database.connection() as connection:
-            await connection.execute(_SET_REST, rest)
-            rows = await connection.fetch(_RELEASE_AMOUNTS, chain_id, rest)
-        return len(rows)
+            released = await release(
+                connection,
+                chain_id,
+                grace + quarantine,
+                refused_before=self._amounts_refused,
+            )
+        for job_uuid, problem in released.refused.items():
+            if job_uuid not in self._amounts_refused:
+                log.error("job.refused", job_uuid=job_uuid, problem=problem)
+        self._amounts_refused = released.refused.keys()
+        return released.count
 
 
 async def _write_verdict(

@@ -59,8 +59,10 @@ async def missing_migrations(database: Database) -> int:
 async def migrate(database: Database, migrations: Sequence[Migration] | None = None) -> list[str]:
     """Bring the database to this version and return the names of what was applied.
 
-    All of it is one transaction: it is applied whole or not at all. Safe to repeat and safe beside
-    a running daemon. Raises `MigrationMismatch` where the database knows a migration differently.
+    All of it is one transaction: it is applied whole or not at all. Safe to repeat, also beside a
+    running daemon. One of the version before goes on as long as none of this version reads the
+    chain; the head of each migration says whether it may afterwards. Raises `MigrationMismatch`
+    where the database knows a migration differently.
     """
     ours = load_migrations() if migrations is None else migrations
     async with database.transaction() as connection:

@@ -28,56 +28,81 @@ BARE: Final = """(q.evidence = '[]' AND (
                                     OR (q.reason = 'underpaid' AND q.job_id IS NULL)))))"""
 """A payment without a memo that was not counted: it may have one that a node did not tell of."""
 
-# A payment whose block came back, or whose transaction was mined again in another one, is still
-# what an operator decided of it when its last block left the chain. In another block its log may
-# have another number: it is found by its place among the equal transfers of its transaction.
-_EQUAL: Final = """e.tx_hash = p.tx_hash AND e.sender = p.sender AND e.recipient = p.recipient
-               AND e.amount_units = p.amount_units"""
-_LAST_TIME: Final = f"""
-    SELECT o.orphaned_from, o.job_id, o.reason, o.evidence
-      FROM payments o
-     WHERE o.chain_id = $1 AND o.tx_hash = p.tx_hash AND o.status = 'orphaned'
-       AND o.sender = p.sender AND o.recipient = p.recipient AND o.amount_units = p.amount_units
-       AND CASE WHEN o.block_hash = p.block_hash THEN o.log_index = p.log_index
-           ELSE (SELECT count(*) FROM payments e
-                  WHERE e.chain_id = $1 AND e.block_hash = o.block_hash
-                    AND e.log_index < o.log_index AND {_EQUAL})
-              = (SELECT count(*) FROM (
-                     SELECT e.log_index
-                       FROM unnest($2::text[], $3::bigint[], $5::text[], $7::text[], $8::text[],
-                                   $9::numeric[])
-                            AS e (tx_hash, log_index, block_hash, sender, recipient, amount_units)
-                      WHERE e.block_hash = p.block_hash AND e.log_index < p.log_index AND {_EQUAL}
-                      UNION
-                     SELECT e.log_index FROM payments e
-                      WHERE e.chain_id = $1 AND e.block_hash = p.block_hash
-                        AND e.log_index < p.log_index AND {_EQUAL}) before) END
-     ORDER BY o.orphaned_at DESC LIMIT 1"""
-
 _OPERATORS: Final = """'$[*] ? (@.signer == "operator")'"""
+_NOT_OPERATORS: Final = """'$[*] ? (@.signer != "operator")'"""
 
-# A credit that was not reversed yet stands; so does what an operator decided.
+# What was decided of an orphaned payment, and holds wherever it comes back. Null: nothing was.
+_BECOMES: Final = f"""
+    CASE WHEN o.status <> 'orphaned' THEN NULL
+         WHEN o.orphaned_from = 'refunded'
+              OR EXISTS (SELECT FROM payment_refunds r WHERE r.payment_id = o.id) THEN 'refunded'
+         WHEN o.orphaned_from = 'ignored' THEN 'ignored'
+         WHEN o.evidence @? {_OPERATORS} THEN 'seen' END"""
+
+# A payment whose block came back, or whose transaction was mined again in another one, is still
+# what was decided of it: what went back is `refunded`, else the newest decision holds. In another
+# block its log may have another number: it is known by its place among the equal transfers of its
+# transaction. Of these there may be thousands, orphaned several times. So places are counted for
+# blocks where something was decided only, and by sorting: a join of so many may be planned as if
+# they were few.
+_LAST_TIME: Final = f"""
+    decided AS MATERIALIZED (
+        SELECT DISTINCT o.tx_hash, o.block_hash FROM payments o
+         WHERE o.chain_id = $1 AND o.tx_hash = ANY($2::text[]) AND o.status = 'orphaned'
+           AND {_BECOMES} IS NOT NULL
+    ), equals AS (
+        SELECT n, tx_hash, block_hash, log_index, sender, recipient, amount_units,
+               NULL AS becomes, NULL::timestamptz AS orphaned_at, NULL::bigint AS job_id,
+               NULL AS reason, NULL::jsonb AS words
+          FROM told WHERE tx_hash = ANY(ARRAY(SELECT tx_hash FROM decided))
+         UNION ALL
+        SELECT NULL, o.tx_hash, o.block_hash, o.log_index, o.sender, o.recipient, o.amount_units,
+               {_BECOMES}, o.orphaned_at, o.job_id, o.reason,
+               jsonb_path_query_array(o.evidence, {_OPERATORS})
+          FROM payments o
+         WHERE o.chain_id = $1 AND o.tx_hash = ANY(ARRAY(SELECT tx_hash FROM decided))
+           AND o.block_hash = ANY(ARRAY(
+                   SELECT block_hash FROM decided UNION SELECT block_hash FROM told
+                    WHERE tx_hash = ANY(ARRAY(SELECT tx_hash FROM decided))))
+    ), placed AS (
+        SELECT *, dense_rank() OVER (
+                   PARTITION BY tx_hash, block_hash, sender, recipient, amount_units
+                   ORDER BY log_index) AS place
+          FROM equals
+    ), was AS (
+        SELECT n, first_value(becomes) OVER decisions AS becomes,
+               first_value(job_id) OVER decisions AS job_id,
+               first_value(reason) OVER decisions AS reason,
+               first_value(words) OVER decisions AS words
+          FROM placed
+        WINDOW decisions AS (
+               PARTITION BY tx_hash, sender, recipient, amount_units, place
+               ORDER BY becomes IS DISTINCT FROM 'refunded', becomes IS NULL, orphaned_at DESC)
+    )"""
+
+# A credit that was not reversed yet stands; so does what was decided.
 _STILL_CREDITED: Final = "q.orphaned_from = 'credited' AND q.reversed_at IS NULL"
 
 INSERT_PAYMENTS: Final = f"""
+    WITH told AS (
+        SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[],
+                             $6::timestamptz[], $7::text[], $8::text[], $9::numeric[],
+                             $10::bytea[], $11::text[], $12::text[], $13::int[]) WITH ORDINALITY
+            AS p (tx_hash, log_index, block_number, block_hash, block_time, sender, recipient,
+                  amount_units, memo, memo_source, evidence, transfers_in_tx, n)
+    ), {_LAST_TIME}
     INSERT INTO payments AS q (chain_id, tx_hash, log_index, block_number, block_hash, block_time,
                                sender, recipient, amount_units, memo, memo_source, evidence,
                                transfers_in_tx, status, job_id, reason)
     SELECT $1, p.tx_hash, p.log_index, p.block_number, p.block_hash, p.block_time, p.sender,
            p.recipient, p.amount_units, p.memo, p.memo_source,
-           CASE WHEN was.evidence IS NULL THEN p.evidence::jsonb
-                ELSE p.evidence::jsonb || jsonb_path_query_array(was.evidence, {_OPERATORS}) END,
-           p.transfers_in_tx,
-           coalesce(settled.status, 'seen'), settled.job_id, settled.reason
-      FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[],
-                  $7::text[], $8::text[], $9::numeric[], $10::bytea[], $11::text[], $12::text[],
-                  $13::int[])
-           AS p (tx_hash, log_index, block_number, block_hash, block_time, sender, recipient,
-                 amount_units, memo, memo_source, evidence, transfers_in_tx)
-      LEFT JOIN LATERAL ({_LAST_TIME}) was ON true
-      LEFT JOIN LATERAL (SELECT was.orphaned_from AS status, was.job_id, was.reason
-                          WHERE was.orphaned_from IN ('refunded', 'ignored')) settled ON true
-     WHERE {{condition}}
+           CASE WHEN was.words IS NULL THEN p.evidence::jsonb
+                ELSE p.evidence::jsonb || was.words END,
+           p.transfers_in_tx, coalesce(was.becomes, 'seen'),
+           CASE WHEN was.becomes <> 'seen' THEN was.job_id END,
+           CASE WHEN was.becomes <> 'seen' THEN was.reason END
+      FROM told p LEFT JOIN was ON was.n = p.n AND was.becomes IS NOT NULL
+     WHERE {{condition}} ORDER BY p.n
     ON CONFLICT (chain_id, block_hash, log_index) DO UPDATE
        SET status = CASE WHEN q.status <> 'orphaned' THEN 'seen'
                          WHEN {_STILL_CREDITED} THEN 'credited' ELSE excluded.status END,
@@ -89,9 +114,10 @@ INSERT_PAYMENTS: Final = f"""
            memo = coalesce(q.memo, excluded.memo),
            memo_source = coalesce(q.memo_source, excluded.memo_source),
            evidence = CASE WHEN q.evidence = '[]' THEN excluded.evidence
-                WHEN q.evidence @> jsonb_path_query_array(excluded.evidence, {_OPERATORS})
-                THEN q.evidence
-                ELSE q.evidence || jsonb_path_query_array(excluded.evidence, {_OPERATORS}) END,
+                           WHEN excluded.evidence @? {_OPERATORS}
+                           THEN jsonb_path_query_array(q.evidence, {_NOT_OPERATORS})
+                             || jsonb_path_query_array(excluded.evidence, {_OPERATORS})
+                           ELSE q.evidence END,
            transfers_in_tx = greatest(q.transfers_in_tx, excluded.transfers_in_tx)
      WHERE q.status = 'orphaned' OR ({BARE} AND excluded.evidence <> '[]')
     RETURNING 1

@@ -5,7 +5,8 @@ from typing import Final
 
 import asyncpg
 
-from db.deciding import lock_named_jobs, with_nearest, write_decisions
+from db.bindings import reconsider_new_bindings
+from db.deciding import lock_named_jobs, with_nearest, with_prices, write_decisions
 from db.payment_rows import LOG_COLUMNS, evidence_of, stored_log_of
 from db.pool import HOST_REFUSES, Connection, Database
 from db.reversals import HAS_UNREVERSED, overpaid
@@ -135,22 +136,6 @@ RETURNING payments.id
 """
 
 
-# A host may bind a reference in a transaction that ends after the payment was decided; one that is
-# open for more than an hour is not waited for.
-_RECONSIDER_BOUND = """
-UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
- WHERE status = 'unmatched' AND id IN (
-       SELECT p.id FROM payments p
-        CROSS JOIN jsonb_path_query(p.evidence, '$[*].reference') AS r
-         JOIN job_bindings b ON b.issuer = r ->> 'issuer'
-                            AND b.reference = decode(r ->> 'value', 'hex')
-        WHERE p.status = 'unmatched' AND p.reason IN ('no_memo', 'ambiguous_amount')
-          AND p.evidence <> '[]' AND p.seen_at > now() - interval '1 hour' AND p.chain_id = $1
-        LIMIT 500)
-RETURNING id
-"""
-
-
 _JOBS_OF = """
 SELECT j.job_uuid::text AS job_uuid, array_agg(p.id ORDER BY p.id) AS payments
   FROM payments p JOIN jobs j ON j.id = p.job_id
@@ -181,6 +166,7 @@ class PaymentStore:
                 return []
             payments = await with_nearest(connection, [_seen_of(row) for row in rows])
             named = await lock_named_jobs(connection, payments)
+            payments = await with_prices(connection, payments, named.jobs)
             free = [payment for payment in payments if not named.is_busy(payment)]
             decisions = decide_all(free, named.jobs)
             await write_decisions(connection, decisions)
@@ -238,8 +224,8 @@ class PaymentStore:
         """Have money decided anew that its job waits for after all; returns how many payments."""
         async with self._database.connection() as connection:
             again = await connection.fetch(_RECONSIDER, self._chain_id)
-            bound = await connection.fetch(_RECONSIDER_BOUND, self._chain_id)
-        return len(again) + len(bound)
+            bound = await reconsider_new_bindings(connection, self._chain_id)
+        return len(again) + bound
 
     async def conflict(self) -> str | None:
         """Return what of the chain contradicts what was final, if anything does."""

@@ -10,7 +10,7 @@ from db.desk import DeskStore
 from db.payment_rows import LOG_COLUMNS, stored_log_of
 from db.pool import Database
 from oncepaid.domain.chain import BlockHash, BlockRef, TransferLog, TxHash
-from oncepaid.domain.desk import Ruling
+from oncepaid.domain.desk import RefundRuling
 from oncepaid.domain.errors import NotLeading
 from oncepaid.domain.payments import PaymentId, PaymentStatus
 from oncepaid.domain.refunding import NamedPayment, RefundMark, RefundName
@@ -33,7 +33,7 @@ SELECT p.*, r.tx_hash AS sent_back_by, r.log_index AS sent_back_at
     ({_OF_TRANSACTION} AND status <> 'orphaned' ORDER BY id LIMIT $3)
      UNION ALL
     ({_OF_TRANSACTION} AND status = 'orphaned' ORDER BY id LIMIT $3)) AS p
-  LEFT JOIN refunds r ON r.payment_id = p.id
+  LEFT JOIN payment_refunds r ON r.payment_id = p.id
  ORDER BY p.id
 """
 
@@ -79,11 +79,10 @@ class RefundStore:
             rows = await connection.fetch(_NAMED, self._chain_id, prefixes, MAX_NAMED)
         return [_named_of(row) for row in rows]
 
-    async def record(self, payment: PaymentId, sent: TransferLog, *, why: str) -> Ruling:
+    async def record(self, payment: PaymentId, sent: TransferLog, *, why: str) -> RefundRuling:
         """Record a transfer that names the payment which it sends back, and close that if it may.
 
-        Refused where it may not be closed; a payment that counts has its refund recorded all the
-        same. Doing it again changes nothing.
+        Doing it again changes nothing.
         """
         return await self._desk.record_refund(payment, sent, why=why, note=WATCHER, is_watched=True)
 

@@ -24,13 +24,31 @@ _PAYMENT_COLUMNS: Final = """
        j.job_uuid::text AS job_uuid, p.status, p.reason, p.seen_at, p.matched_at, p.credited_at
 """
 
-
-_REFUND_COLUMNS: Final = """
-       r.tx_hash AS refund_tx_hash, r.recognised_by AS refund_recognised_by
-"""
 _AUDIT_COLUMNS: Final = "at, who, action, details"
 
 _LOSS_COLUMNS: Final = "l.payment_id, l.job_status, l.lost_at, l.made_good_at"
+
+_OF_A_JOB: Final = {
+    "bindings": """
+        SELECT issuer, reference, created_at FROM job_bindings
+         WHERE job_id = $1 ORDER BY created_at, issuer LIMIT $2
+    """,
+    "audit": f"""
+        SELECT {_AUDIT_COLUMNS} FROM audit_log
+         WHERE details ->> 'job_id' = $1::bigint::text ORDER BY id LIMIT $2
+    """,
+    "losses": f"SELECT {_LOSS_COLUMNS} FROM losses l WHERE l.job_id = $1 ORDER BY l.id LIMIT $2",
+    "payments": f"""
+        SELECT {_PAYMENT_COLUMNS} FROM payments p JOIN jobs j ON j.id = p.job_id
+         WHERE p.job_id = $1 ORDER BY p.id LIMIT $2
+    """,
+    "attempts": """
+        SELECT id, attempt_no, model, started_at, finished_at, outcome, message, stop_reason,
+               request_id, input_tokens, output_tokens, cost_usd
+          FROM generation_attempts WHERE job_id = $1 ORDER BY attempt_no LIMIT $2
+    """,
+}
+"""Lists that are shown with a job, in this order; $1 is its number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +133,7 @@ class Reports:
         return [dict(row) for row in rows]
 
     async def job(self, name: str) -> Row | None:
-        """Return one job by its number or UUID, with its data, payments and attempts."""
+        """Return one job by its number or UUID, with all that belongs to it."""
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
                 f"""
@@ -127,47 +145,11 @@ class Reports:
             )
             if row is None:
                 return None
-            payments = await connection.fetch(
-                f"""
-                SELECT {_PAYMENT_COLUMNS} FROM payments p JOIN jobs j ON j.id = p.job_id
-                 WHERE p.job_id = $1 ORDER BY p.id
-                """,
-                row["id"],
-            )
-            attempts = await connection.fetch(
-                """
-                SELECT id, attempt_no, model, started_at, finished_at, outcome, message,
-                       stop_reason, request_id, input_tokens, output_tokens, cost_usd
-                  FROM generation_attempts WHERE job_id = $1 ORDER BY attempt_no
-                """,
-                row["id"],
-            )
-            losses = await connection.fetch(
-                f"SELECT {_LOSS_COLUMNS} FROM losses l WHERE l.job_id = $1 ORDER BY l.id",
-                row["id"],
-            )
-            bindings = await connection.fetch(
-                """
-                SELECT issuer, reference, created_at FROM job_bindings
-                 WHERE job_id = $1 ORDER BY created_at, issuer LIMIT $2
-                """,
-                *(row["id"], MAX_ROWS),
-            )
-            notes = await connection.fetch(
-                f"""
-                SELECT {_AUDIT_COLUMNS} FROM audit_log
-                 WHERE details ->> 'job_id' = $1 ORDER BY id LIMIT $2
-                """,
-                *(str(row["id"]), MAX_ROWS),
-            )
-        return {
-            **dict(row),
-            "bindings": [dict(binding) for binding in bindings],
-            "audit": [dict(note) for note in notes],
-            "losses": [dict(loss) for loss in losses],
-            "payments": [dict(payment) for payment in payments],
-            "attempts": [dict(attempt) for attempt in attempts],
-        }
+            belonging = {
+                what: [dict(found) for found in await connection.fetch(of_job, row["id"], MAX_ROWS)]
+                for what, of_job in _OF_A_JOB.items()
+            }
+        return {**dict(row), **belonging}
 
     async def losses(self) -> list[Row]:
         """Return what was credited, left the chain and was not made good, newest first."""
@@ -219,12 +201,11 @@ class Reports:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 f"""
-                SELECT {_PAYMENT_COLUMNS}, p.evidence, {_REFUND_COLUMNS}
+                SELECT {_PAYMENT_COLUMNS}, p.evidence
                   FROM payments p LEFT JOIN jobs j ON j.id = p.job_id
-                  LEFT JOIN refunds r ON r.payment_id = p.id
-                 WHERE p.id::text = $1 OR p.tx_hash = lower($1) ORDER BY p.id
+                 WHERE p.id::text = $1 OR p.tx_hash = lower($1) ORDER BY p.id LIMIT $2
                 """,
-                name,
+                *(name, MAX_ROWS),
             )
             audit = await connection.fetch(
                 f"""

@@ -30,7 +30,7 @@ HAS_UNREVERSED: Final = """EXISTS (
 
 
 def overpaid(units: str, job: str) -> str:
-    """Return SQL for what a sum is above a job's price; its unique amount is what we asked for."""
+    """Return SQL for `oncepaid.domain.money.excess` of a sum for a job."""
     return f"""CASE WHEN {units} = {job}.unique_amount_units THEN 0
         ELSE greatest({units} - ceil({job}.price_usdc * 1000000), 0) END"""
 
@@ -204,9 +204,15 @@ async def _write(
 
 async def _reopen(connection: Connection, job: JobId) -> None:
     await connection.execute(_REOPEN, job)
+    # What went back while it was credited is nobody's money any more.
     await connection.execute(
-        "UPDATE payments SET status = 'matched', credited_at = NULL"
-        " WHERE job_id = $1 AND status = 'credited'",
+        """
+        UPDATE payments p
+           SET credited_at = NULL,
+               status = CASE WHEN EXISTS (SELECT FROM payment_refunds WHERE payment_id = p.id)
+                             THEN 'refunded' ELSE 'matched' END
+         WHERE job_id = $1 AND status = 'credited'
+        """,
         job,
     )
     # Nothing was delivered for what was lost before.

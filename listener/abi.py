@@ -28,12 +28,16 @@ class Malformed(Exception):
 
 
 class Steps:
-    """How many more values may be read for this transaction."""
+    """How many more values may be read for this transaction.
 
-    __slots__ = ("left",)
+    `is_short`: not all was read, as a limit was met or bytes were not what they should be.
+    """
+
+    __slots__ = ("is_short", "left")
 
     def __init__(self, left: int = MAX_STEPS) -> None:
         self.left = left
+        self.is_short = False
 
     def take(self) -> None:
         if self.left <= 0:
@@ -111,7 +115,11 @@ class Arguments:
 def decode(arguments: AbiType, data: memoryview, steps: Steps) -> Arguments:
     """Return the members of a tuple that `data` begins with. Raises `Malformed`."""
     reader = _Reader(data, steps)
-    values = reader.members(arguments, 0)
+    try:
+        values = reader.members(arguments, 0)
+    except Malformed:
+        steps.is_short = True
+        raise
     return Arguments(values=values, end=reader.end)
 
 

@@ -1,21 +1,22 @@
 """Rows that a node's logs do not show: block gone, answer short, or the row a phantom?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
 from listener.comparison import Standing, standing_of
-from listener.decode import Json, decode_contents, decode_receipt
-from listener.rpc import Call, Caller, header_call
-from oncepaid.domain.chain import Address, BlockRef, TransferLog
-from oncepaid.domain.errors import InconsistentNode, NodeBehind
+from listener.decode import decode_contents, decode_receipt
+from listener.reader import Caller, header_call, receipt_call
+from oncepaid.domain.chain import Address, BlockRef, TransferLog, TxHash
+from oncepaid.domain.errors import InconsistentNode, NodeBehind, RangeRefused
 from oncepaid.domain.payments import PaymentId, StoredLog
 
 log = structlog.get_logger()
 
-CALLS_AT_ONCE: Final = 100
+ROWS_AT_ONCE: Final = 49
+"""Each of them a block and a receipt, beside the anchor: one request of a hundred calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,18 +41,20 @@ class Arbiter:
         *,
         anchor: BlockRef,
     ) -> Verdict:
-        """Judge rows by the chain of `main`; `second` is asked where that has no log of a row.
+        """Judge rows by the chain of `main`; `second` is asked where that does not prove a row.
 
         A row is gone where another block stands at its height, or where no endpoint that can tell
         has its log. `anchor` is the end of the range that was read: `main` must have it in the same
         request, or it was another backend that answered. Raises `NodeBehind` where `main` cannot
-        tell, `InconsistentNode` without the anchor, and `Retryable` errors of both.
+        tell and `second` proves nothing, `InconsistentNode` without the anchor, and `Retryable`
+        errors of both.
         """
         standings = await self.standings(rows, main, anchor)
-        absent = [row for row in rows if standings[row.id] is Standing.ABSENT]
-        if absent and second is not None:
+        doubted = (Standing.ABSENT, Standing.UNKNOWN)
+        unproven = [row for row in rows if standings[row.id] in doubted]
+        if unproven and second is not None:
             # Presence is believed; that the other one cannot tell either changes nothing.
-            elsewhere = await self.standings(absent, second)
+            elsewhere = await self.standings(unproven, second)
             standings |= {
                 number: standing
                 for number, standing in elsewhere.items()
@@ -68,16 +71,43 @@ class Arbiter:
     async def standings(
         self, rows: Sequence[StoredLog], caller: Caller, anchor: BlockRef | None = None
     ) -> dict[PaymentId, Standing]:
-        """Return how each row stands with what `caller` has, on the chain of `anchor`."""
-        heights = sorted({row.block.number for row in rows})
-        if anchor is not None:
-            heights = sorted({*heights, anchor.number})
-        hashes = list(dict.fromkeys(row.tx_hash for row in rows))
+        """Return how each row stands with what `caller` has, on the chain of `anchor`.
+
+        A receipt that it refuses leaves its own row unknown, and no other: anyone can make one as
+        large as he pays for. Raises `InconsistentNode` without the anchor, other `Retryable`s.
+        """
+        found: dict[PaymentId, Standing] = {}
+        for at in range(0, len(rows), ROWS_AT_ONCE):
+            found |= await self._some(rows[at : at + ROWS_AT_ONCE], caller, anchor)
+        return found
+
+    async def _some(
+        self, rows: Sequence[StoredLog], caller: Caller, anchor: BlockRef | None
+    ) -> dict[PaymentId, Standing]:
+        """Ask for all in one request, and for halves of it where that is too much."""
+        try:
+            return await self._ask(rows, caller, anchor, dict.fromkeys(row.tx_hash for row in rows))
+        except RangeRefused:
+            if len(rows) == 1:
+                return await self._ask(rows, caller, anchor, ())
+        half = len(rows) // 2
+        first = await self._some(rows[:half], caller, anchor)
+        return first | await self._some(rows[half:], caller, anchor)
+
+    async def _ask(
+        self,
+        rows: Sequence[StoredLog],
+        caller: Caller,
+        anchor: BlockRef | None,
+        hashes: Collection[TxHash],
+    ) -> dict[PaymentId, Standing]:
+        """Ask for the blocks of rows and the receipts of these transactions."""
+        heights = sorted(
+            {row.block.number for row in rows} | ({anchor.number} if anchor else set())
+        )
         calls = [header_call(height) for height in heights]
-        calls += [Call(method="eth_getTransactionReceipt", params=(one,)) for one in hashes]
-        answers: list[Json] = []
-        for at in range(0, len(calls), CALLS_AT_ONCE):
-            answers += await caller.call_all(calls[at : at + CALLS_AT_ONCE])
+        calls += [replace(receipt_call(one), optional=True) for one in hashes]
+        answers = await caller.call_all(calls)
         blocks = dict(zip(heights, map(decode_contents, answers[: len(heights)]), strict=True))
         end = None if anchor is None else blocks[anchor.number]
         if anchor is not None and (end is None or end.ref != anchor):
@@ -87,7 +117,7 @@ class Arbiter:
             for tx_hash, answer in zip(hashes, answers[len(heights) :], strict=True)
         }
         return {
-            row.id: standing_of(row, blocks[row.block.number], receipts[row.tx_hash])
+            row.id: standing_of(row, blocks[row.block.number], receipts.get(row.tx_hash))
             for row in rows
         }
 

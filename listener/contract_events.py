@@ -10,8 +10,7 @@ from typing import Final
 
 from eth_hash.auto import keccak
 
-from listener.decode import address_in
-from oncepaid.domain.chain import ZERO_ADDRESS, Address, EventLog
+from oncepaid.domain.chain import ZERO_ADDRESS, Address, EventLog, address_in
 
 MEMO: Final = bytes.fromhex("6989f5818dcfd11f8cd53b27c94cec33dae1589735f03e639cba54553a1825e8")
 """Memo(address indexed caller, bytes32 indexed memo), of Base's B20 tokens."""

@@ -29,7 +29,6 @@ Json = Any
 """A decoded JSON value, as it came from a node."""
 
 _ADDRESS_PADDING: Final = "0x" + "0" * 24
-_WORD_BYTES: Final = 32
 _WORD_HEX: Final = 66  # 0x and 32 bytes
 _MAX_QUANTITY: Final = 2**63 - 1  # what a bigint column holds
 MAX_EVENTS: Final = 5_000
@@ -170,11 +169,6 @@ def address_of_topic(topic: Json) -> Address | None:
     if isinstance(topic, str) and len(topic) == _WORD_HEX and topic.startswith(_ADDRESS_PADDING):
         return Address("0x" + hash32(topic)[26:])
     return None
-
-
-def address_in(word: bytes) -> Address | None:
-    """Return the address in a 32-byte word, or None where its first 12 bytes are not zero."""
-    return None if len(word) != _WORD_BYTES or any(word[:12]) else Address("0x" + word[12:].hex())
 
 
 def topic_of_address(address: Address) -> str:

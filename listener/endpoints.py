@@ -37,6 +37,9 @@ log = structlog.get_logger()
 
 MAX_BATCH: Final = 100
 """Calls in one HTTP request; providers allow 100 to 1,000, and some fewer (see `BatchRefused`)."""
+WIDEN_BATCH_S: Final = 60.0
+"""How long after a refusal a batch may be twice as long again. It may not have been the length that
+was too much, but one answer in it, which anyone can make as large as he pays for."""
 MAX_PARALLEL_REQUESTS: Final = 4
 """To one endpoint: one that hangs must not keep us from the others."""
 
@@ -80,6 +83,24 @@ class Identity:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimit:
+    """How many calls one request may have, as far as the node's refusals tell, and since when."""
+
+    calls: int = MAX_BATCH
+    since: float = 0.0
+
+    def at(self, now: float) -> "BatchLimit":
+        """Return the limit, twice as much after each `WIDEN_BATCH_S` without a refusal."""
+        if self.calls >= MAX_BATCH or now < self.since + WIDEN_BATCH_S:
+            return self
+        return BatchLimit(calls=min(MAX_BATCH, self.calls * 2), since=now)
+
+    def after_refusal(self, calls: int, now: float) -> "BatchLimit":
+        """Return the limit after so many calls were too many; other requests may know more."""
+        return BatchLimit(calls=min(self.calls, max(1, calls // 2)), since=now)
+
+
 class Endpoint:
     """One node. Nothing that is done here changes which endpoint is in use."""
 
@@ -96,7 +117,7 @@ class Endpoint:
         self._is_verified = False
         self._verifying = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_PARALLEL_REQUESTS)
-        self._batch_limit = MAX_BATCH
+        self._batch_limit = BatchLimit()
 
     async def call(self, method: str, *params: Json) -> Json:
         """Make one call and return its result; raises as `call_all` does."""
@@ -146,6 +167,8 @@ class Endpoint:
         now = self._clock()
         if self.standing.is_rate_limited(now):
             raise RateLimited(f"{self.label}: rate limited", self.standing.rest_until - now)
+        # Here and not in `_in_batches`, which halves until it is served and so must come to an end.
+        self._batch_limit = self._batch_limit.at(now)
         try:
             yield
         except RateLimited as exc:
@@ -181,7 +204,7 @@ class Endpoint:
             self._is_verified = True
 
     async def _in_batches(self, calls: Sequence[Call]) -> list[Json]:
-        limit = self._batch_limit
+        limit = self._batch_limit.calls
         parts = [calls[at : at + limit] for at in range(0, len(calls), limit)]
         try:
             if len(parts) == 1:
@@ -191,7 +214,7 @@ class Endpoint:
         except* BatchRefused as too_many:
             if limit == 1:
                 raise NodeUnavailable(str(too_many.exceptions[0])) from too_many
-            self._batch_limit = min(self._batch_limit, max(1, limit // 2))
+            self._batch_limit = self._batch_limit.after_refusal(limit, self._clock())
         except* (NodeUnavailable, RangeRefused) as group_error:
             raise group_error.exceptions[0] from None
         else:

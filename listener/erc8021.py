@@ -4,16 +4,17 @@ Pure and bounded; never raises, whatever the bytes are. A memo stands before the
 """
 
 import re
-from io import BytesIO
 from typing import Final
-
-import cbor2
 
 _WORD: Final = 32
 _MARKER: Final = bytes.fromhex("8021" * 8)
 _MAX_SUFFIXES: Final = 8
 _MAX_CBOR_BYTES: Final = 1024
-"""Real ones have some 20 bytes; one of 64 KiB keeps the decoder busy for a third of a second."""
+_MAX_CBOR_ITEMS: Final = 128
+_MAX_CBOR_DEPTH: Final = 4
+"""Real ones have some 20 bytes, five items, and a list inside of the map."""
+_ARGUMENT_BYTES: Final = {24: 1, 25: 2, 26: 4, 27: 8}
+"""How many bytes behind an item's first one hold its argument; below 24 it is in that one."""
 _CODES: Final = re.compile(rb"[a-z0-9_]+(,[a-z0-9_]+)*\Z")
 
 
@@ -79,10 +80,50 @@ def _cbor_bytes(body: bytes) -> int | None:
     encoded = body[-2 - length : -2]
     if not 0 < length <= _MAX_CBOR_BYTES or len(encoded) != length:
         return None
-    stream = BytesIO(encoded)
-    try:
-        # Unlike `loads`, a decoder that reads no further than it must shows what lies behind.
-        value = cbor2.CBORDecoder(stream, read_size=1).decode()
-    except Exception:  # a decoder fed by strangers: whatever it raises, this is no suffix
+    return length + 2 if _is_one_map(encoded) else None
+
+
+def _is_one_map(encoded: bytes) -> bool:
+    """Say whether these bytes are one CBOR map (RFC 8949), by lengths alone.
+
+    No value is ever made: tags let strangers have a decoder compile regular expressions and build
+    huge numbers. They are refused, and so are indefinite lengths; the reference implementation
+    (`Cbor.ts` of wevm/ox) writes neither. Text need not be UTF-8.
+    """
+    if not encoded or encoded[0] >> 5 != 5:
+        return False
+    at = 0
+    open_items = [1]
+    for _ in range(_MAX_CBOR_ITEMS):
+        head = _head_at(encoded, at)
+        if head is None:
+            return False
+        major, argument, at = head
+        open_items[-1] -= 1
+        if major in (2, 3):
+            at += argument
+        elif major in (4, 5):
+            open_items.append(argument * (major - 3))
+        if len(open_items) > 1 + _MAX_CBOR_DEPTH:
+            return False
+        while open_items and not open_items[-1]:
+            open_items.pop()
+        if not open_items:
+            return at == len(encoded)
+    return False
+
+
+def _head_at(encoded: bytes, at: int) -> tuple[int, int, int] | None:
+    """Return an item's major type, its argument, and where its head ends; None where refused."""
+    if at >= len(encoded):
         return None
-    return length + 2 if isinstance(value, dict) and not stream.read(1) else None
+    major, short = encoded[at] >> 5, encoded[at] & 31
+    if short < 24:
+        return None if major == 6 else (major, short, at + 1)
+    size = _ARGUMENT_BYTES.get(short)
+    if major == 6 or size is None or at + 1 + size > len(encoded):
+        return None
+    argument = int.from_bytes(encoded[at + 1 : at + 1 + size])
+    # Simple values below 32 have no second byte.
+    is_false = major == 7 and short == 24 and argument < 32
+    return None if is_false else (major, argument, at + 1 + size)

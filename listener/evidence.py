@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from listener.calldata import calldata_evidence
-from listener.decode import address_in
+from listener.calldata import calldata_evidence, is_authorized_call, payers_word
+from listener.ranking import strongest
 from listener.references import ReferenceContract, contract_evidence
 from oncepaid.domain.chain import (
     AUTHORIZATION_USED_TOPIC,
@@ -14,12 +14,11 @@ from oncepaid.domain.chain import (
     Transaction,
     TransferLog,
     TxHash,
+    address_in,
 )
-from oncepaid.domain.memo import Memo, Reference, memo_of_nonce
+from oncepaid.domain.memo import Reference, memo_of_nonce
 from oncepaid.domain.payments import Evidence, MemoSource, Signer
 
-MAX_PIECES: Final = 16
-"""Of one transfer. Who writes more names more than one job, and that is told by two."""
 _USED: Final = bytes.fromhex(AUTHORIZATION_USED_TOPIC[2:])
 
 
@@ -31,18 +30,26 @@ def evidence_of(
     *,
     token: Address,
     contracts: Sequence[ReferenceContract],
+    by_recipient: bool = False,
 ) -> dict[int, tuple[Evidence, ...]]:
     """Return the evidence of each of `transfers`, by log index: authorization, contract, calldata.
 
     `transfers` are all to us in this transaction, in their order. `used` are authorizations by
-    transaction and log index. `receipt` is None where the transaction calls the token itself.
+    transaction and log index. `receipt` is None where the transaction calls the token itself, or
+    where it could not be read. `by_recipient` is as in `calldata_evidence`.
     """
     contract: Mapping[int, Sequence[Evidence]] = {}
     if receipt is not None:
         contract = contract_evidence(
             transaction, transfers, receipt, token=token, contracts=contracts
         )
-    calldata = calldata_evidence(transaction, transfers, receipt, token)
+    calldata = calldata_evidence(transaction, transfers, receipt, token, by_recipient=by_recipient)
+    if is_authorized_call(transaction, token):
+        # The payer's word is his nonce: without it, nobody else's is heard.
+        calldata = {
+            log.log_index: pieces if is_marked(log, used) else payers_word(pieces)
+            for log, pieces in ((log, calldata[log.log_index]) for log in transfers)
+        }
     return {
         log.log_index: strongest(
             [
@@ -75,29 +82,26 @@ def authorizations_in(
     return found
 
 
-def strongest(pieces: Sequence[Evidence]) -> tuple[Evidence, ...]:
-    """Return what the payer signed before what others did, each memo and reference once.
+def is_marked(log: TransferLog, used: Mapping[tuple[TxHash, int], AuthorizationLog]) -> bool:
+    """Say whether the authorization by which a transfer was made is among these."""
+    return _mark_of(log, used) is not None
 
-    What is said alone comes before what is said in company; among equals the order stays.
-    """
-    if len(pieces) < 2:  # nearly always
-        return tuple(pieces)
-    ranked = sorted(pieces, key=lambda p: (p.signer is not Signer.PAYER, p.company != 1))
-    best: dict[tuple[Memo | None, Reference | None], Evidence] = {}
-    for piece in ranked:
-        best.setdefault((piece.memo, piece.reference), piece)
-    return tuple(best.values())[:MAX_PIECES]
+
+def _mark_of(
+    log: TransferLog, used: Mapping[tuple[TxHash, int], AuthorizationLog]
+) -> AuthorizationLog | None:
+    """The token marks an authorization as used right before it moves the money: index - 1."""
+    found = used.get((log.tx_hash, log.log_index - 1))
+    is_its_own = found and (found.authorizer, found.block) == (log.sender, log.block)
+    return found if is_its_own else None
 
 
 def _of_authorization(
     log: TransferLog, used: Mapping[tuple[TxHash, int], AuthorizationLog]
 ) -> Iterator[Evidence]:
-    """The token marks an authorization as used right before it moves the money: index - 1.
-
-    A nonce that is no envelope names a job where a host has bound it, for this payer only.
-    """
-    found = used.get((log.tx_hash, log.log_index - 1))
-    if found is None or found.authorizer != log.sender or found.block != log.block:
+    """A nonce that is no envelope names a job where a host has bound it, for this payer only."""
+    found = _mark_of(log, used)
+    if found is None:
         return
     memo = memo_of_nonce(found.nonce)
     yield Evidence(

@@ -34,6 +34,11 @@ _RANGE_TEXT: Final = re.compile(
     r"|too many (logs|results|blocks)|ranges? over|at most \d+ blocks",
     re.IGNORECASE,
 )
+# Of one answer, whatever was asked for: proxyd by code, and by text.
+_SIZE_CODES: Final = frozenset({-32020})
+_SIZE_TEXT: Final = re.compile(
+    r"too (large|big)|size exceeded|max(imum)? .{0,20}size", re.IGNORECASE
+)
 # And "too many requests": proxyd's rate limit and capacity, QuickNode's two, Alchemy and Infura.
 _RATE_CODES: Final = frozenset({429, -32016, -32012, -32007})
 _RATE_TEXT: Final = re.compile(
@@ -50,11 +55,16 @@ _TOO_MANY_REQUESTS: Final = 429
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One JSON-RPC call. An error for an `optional` one counts as `null`."""
+    """One JSON-RPC call. An error for an `optional` one counts as `null`.
+
+    `is_sizable`: anyone can make its answer too large for the node, which is no failure of the
+    node. The caller of such a one deals with `RangeRefused`.
+    """
 
     method: str
     params: tuple[Json, ...] = ()
     optional: bool = False
+    is_sizable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +97,17 @@ def error_of(call: Call, error: CallError) -> Exception:
         return BatchRefused(text)
     if error.code in _RATE_CODES or _RATE_TEXT.search(error.message):
         return RateLimited(text, error.retry_after_s)
-    if call.method == "eth_getLogs" and (
-        error.code in _RANGE_CODES or _RANGE_TEXT.search(error.message)
-    ):
+    if _is_too_much(call, error):
         return RangeRefused(text)
     if error.status == _TOO_MANY_REQUESTS:
         return RateLimited(text, error.retry_after_s)
     return CallFailed(text)
+
+
+def _is_too_much(call: Call, error: CallError) -> bool:
+    if call.method == "eth_getLogs":
+        return error.code in _RANGE_CODES or bool(_RANGE_TEXT.search(error.message))
+    return call.is_sizable and (error.code in _SIZE_CODES or bool(_SIZE_TEXT.search(error.message)))
 
 
 class Exchange:

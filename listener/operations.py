@@ -120,6 +120,26 @@ def log_ranges(
     return tuple(ranges)
 
 
+class OperationEnds:
+    """Where user operations of known EntryPoints ended, whoever called these."""
+
+    def __init__(self, receipt: Receipt | None) -> None:
+        self._ends: dict[Address, list[EventLog]] = {}
+        for event in () if receipt is None else receipt.events:
+            is_end = event.topics[:1] == (USER_OPERATION_EVENT,) and len(event.topics) > 2
+            if is_end and event.address in ENTRY_POINTS:
+                self._ends.setdefault(event.address, []).append(event)
+
+    def senders_at(self, log_index: int) -> frozenset[Address]:
+        """Return whose operation a log may stand in: of each EntryPoint the next one to end."""
+        following = (
+            ends[at]
+            for ends in self._ends.values()
+            if (at := bisect_left(ends, log_index, key=lambda end: end.log_index)) < len(ends)
+        )
+        return frozenset(address_of(int.from_bytes(end.topics[_SENDER_TOPIC])) for end in following)
+
+
 def operation_at(ranges: Sequence[LogRange], log_index: int) -> int | None:
     """Return the operation in whose logs this one stands."""
     index = bisect_left(ranges, log_index, key=lambda logs: logs.last)

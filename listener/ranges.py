@@ -12,6 +12,7 @@ from listener.decode import (
     topic_of_address,
 )
 from listener.follower import FetchRange, follows_cursor, is_end_sound
+from listener.placing import transaction_of
 from listener.receipts import EvidenceReader
 from listener.references import ReferenceContract
 from listener.rpc import Call, Caller, ChainReader, header_call
@@ -78,8 +79,8 @@ class RangeReader:
         """Fetch a range's logs and what its payments carry, between two looks at its end."""
         end = head if step.last == head.number else await self._end_of(step)
         transfers = await self._transfers(step)
-        after, transactions = await self._verify_and_read(cursor, end, transfers)
-        payments = await self._observe(transfers, transactions, after, transfers)
+        after, below, transactions = await self._verify_and_read(cursor, end, transfers)
+        payments = await self._observe(transfers, transactions, (below, after), transfers)
         return Range(end=after, fetched=step, payments=payments)
 
     async def read(
@@ -118,7 +119,7 @@ class RangeReader:
         # Which call made which transfer shows only beside all transfers of the same transaction.
         related = [transfer for transfer in among if transfer.tx_hash in found]
         return await self._observe(
-            transfers, _checked_transactions(related, found, end.ref), end, related
+            transfers, _checked_transactions(related, found, end.ref), (None, end), related
         )
 
     async def _transfers(self, step: FetchRange) -> list[TransferLog]:
@@ -148,8 +149,11 @@ class RangeReader:
 
     async def _verify_and_read(
         self, cursor: BlockRef, end: BlockRef, transfers: Sequence[TransferLog]
-    ) -> tuple[Header, dict[TxHash, Transaction]]:
-        """Look at both ends of the range again; in the same request read the transactions."""
+    ) -> tuple[Header, Header | None, dict[TxHash, Transaction]]:
+        """Look at both ends of the range again; in the same request read the transactions.
+
+        Returns its end, the cursor's block where the node was asked for it, and the transactions.
+        """
         hashes = list(dict.fromkeys(transfer.tx_hash for transfer in transfers))
         # The parent hash of the very next block tells of the cursor; else the node is asked.
         below = [] if end.number == cursor.number + 1 else [header_call(cursor.number)]
@@ -166,17 +170,17 @@ class RangeReader:
         if not follows_cursor(cursor, header, at_cursor):
             raise CursorGone(f"block {header.number} is not built upon the cursor {cursor}")
         found = dict(zip(hashes, map(decode_transaction, answers[1 + len(below) :]), strict=True))
-        return header, _checked_transactions(transfers, found, end)
+        return header, at_cursor, _checked_transactions(transfers, found, end)
 
     async def _observe(
         self,
         transfers: Sequence[TransferLog],
         transactions: dict[TxHash, Transaction],
-        end: Header,
+        between: tuple[Header | None, Header],
         among: Sequence[TransferLog],
     ) -> list[ObservedPayment]:
         carried = await self._carried.read(among, transactions)
-        times = await self._block_times(transfers, end)
+        times = await self._block_times(transfers, *between)
         return [
             ObservedPayment(
                 log=t,
@@ -187,9 +191,15 @@ class RangeReader:
             for t in transfers
         ]
 
-    async def _block_times(self, transfers: Sequence[TransferLog], end: Header) -> dict[int, int]:
-        """Return block times in Unix milliseconds; asks only where the logs do not carry them."""
-        times = {t.block.number: t.timestamp_ms for t in transfers if t.timestamp_ms is not None}
+    async def _block_times(
+        self, transfers: Sequence[TransferLog], below: Header | None, end: Header
+    ) -> dict[int, int]:
+        """Return block times in Unix milliseconds.
+
+        Asks for what the logs do not carry, or what they say and the range's ends contradict: some
+        nodes put 0 there, and lateness is judged by it.
+        """
+        times = {} if below is None else _stamps_between(transfers, below, end)
         times[end.number] = end.timestamp_ms
         unknown = {t.block.number: t.block for t in transfers if t.block.number not in times}
         for header in await self._reader.headers(list(unknown)) if unknown else ():
@@ -199,18 +209,30 @@ class RangeReader:
         return times
 
 
+def _stamps_between(transfers: Sequence[TransferLog], below: Header, end: Header) -> dict[int, int]:
+    """Return the block times that logs carry, where all logs of a block agree on a possible one.
+
+    Compared by the second: a node may leave out the milliseconds here or there.
+    """
+    told: dict[int, set[int | None]] = {}
+    for transfer in transfers:
+        told.setdefault(transfer.block.number, set()).add(transfer.timestamp_ms)
+    first_s, last_s = below.timestamp_ms // 1000, end.timestamp_ms // 1000
+    return {
+        number: stamp
+        for number, stamps in told.items()
+        for stamp in stamps
+        if len(stamps) == 1 and stamp is not None and first_s <= stamp // 1000 <= last_s
+    }
+
+
 def _checked_transactions(
     transfers: Sequence[TransferLog], found: dict[TxHash, Transaction | None], end: BlockRef
 ) -> dict[TxHash, Transaction]:
     """Return the transactions by hash, each in the block that all of its logs name."""
     for transfer in transfers:
-        transaction, block = found[transfer.tx_hash], transfer.block
-        if (
-            transaction is None
-            or transaction.hash != transfer.tx_hash
-            or transaction.block_hash != block.hash
-        ):
-            raise InconsistentNode(f"transaction {transfer.tx_hash} is not where its log says")
+        transaction_of(transfer, found[transfer.tx_hash])
+        block = transfer.block
         if block.number == end.number and block != end:
             raise InconsistentNode(
                 f"a log of block {end.number} is of another block than its range"

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from listener.decode import Json, decode_header
 from listener.exchange import Call
-from oncepaid.domain.chain import BlockHash, Header
+from oncepaid.domain.chain import BlockHash, Header, TxHash
 from oncepaid.domain.errors import InconsistentNode
 
 
@@ -55,3 +55,8 @@ def header_call(block: int | str) -> Call:
 
 def _block(block: int | str) -> str:
     return hex(block) if isinstance(block, int) else block
+
+
+def receipt_call(tx_hash: TxHash) -> Call:
+    """Return the call for a receipt; one that the node finds too large is `RangeRefused`."""
+    return Call(method="eth_getTransactionReceipt", params=(tx_hash,), is_sizable=True)

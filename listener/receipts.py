@@ -1,6 +1,5 @@
 """What payments carry, as far as a node must be asked for it: receipts, or authorizations alone."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from listener.calldata import is_direct_call
+from listener.calldata import is_direct_call, needs_receipt
 from listener.decode import (
     Json,
     OversizedReceipt,
@@ -16,10 +15,11 @@ from listener.decode import (
     decode_receipt,
     topic_of_address,
 )
-from listener.evidence import authorizations_in, evidence_of
+from listener.evidence import authorizations_in, evidence_of, is_marked
 from listener.exchange import Call
 from listener.operations import ENTRY_POINTS
-from listener.reader import Caller
+from listener.placing import receipt_of
+from listener.reader import Caller, receipt_call
 from listener.references import ReferenceContract
 from oncepaid.domain.chain import (
     AUTHORIZATION_USED_TOPIC,
@@ -30,7 +30,7 @@ from oncepaid.domain.chain import (
     TransferLog,
     TxHash,
 )
-from oncepaid.domain.errors import CallFailed, InconsistentNode, RangeRefused
+from oncepaid.domain.errors import InconsistentNode, RangeRefused
 from oncepaid.domain.payments import Evidence
 
 log = structlog.get_logger()
@@ -40,12 +40,6 @@ MAX_AUTHORIZERS: Final = 200
 CALLS_AT_ONCE: Final = 50
 """Receipts are large: some 10 KB each, and half a megabyte for a full bundle of operations."""
 
-_AUTHORIZED_CALLS: Final = frozenset(
-    bytes.fromhex(selector) for selector in ("e3ee160e", "cf092995", "ef55bec6", "88b7ab63")
-)
-"""transferWithAuthorization and receiveWithAuthorization, with `v, r, s` or `bytes signature`."""
-_RECEIPT: Final = "eth_getTransactionReceipt"
-_TOO_LARGE_TEXT: Final = re.compile(r"too (large|big)|size exceeded|max(imum)? .{0,20}size", re.I)
 _TOO_LARGE: Final = object()
 
 _Used = dict[tuple[TxHash, int], AuthorizationLog]
@@ -53,7 +47,8 @@ _Used = dict[tuple[TxHash, int], AuthorizationLog]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carried:
-    """Evidence by transaction and log index, and how many transfers a recipient of ours got in it.
+    """Evidence by transaction and log index, and how many transfers to us stand beside those to a
+    recipient of ours, itself among them: where all are observed, only those to the same one.
 
     Where there is a receipt, it has all of them, also those that a short answer left out.
     """
@@ -73,12 +68,9 @@ class _Paid:
     def tx_hash(self) -> TxHash:
         return self.transaction.hash
 
-    @property
-    def told(self) -> Receipt:
-        """What is known of its receipt without having it."""
-        return Receipt(
-            block=self.transfers[0].block, succeeded=True, transfers=tuple(self.transfers)
-        )
+    def is_marked(self, used: Mapping[tuple[TxHash, int], AuthorizationLog]) -> bool:
+        """Say whether the authorizations of all its transfers are known."""
+        return all(is_marked(transfer, used) for transfer in self.transfers)
 
 
 class EvidenceReader:
@@ -111,18 +103,38 @@ class EvidenceReader:
         for transfer in transfers:
             grouped.setdefault(transfer.tx_hash, []).append(transfer)
         paid = [_Paid(transactions[tx_hash], logs) for tx_hash, logs in grouped.items()]
-        wanted = [one for one in paid if self._needs_receipt(one.transaction)]
-        others = [one for one in paid if not self._needs_receipt(one.transaction)]
+        wanted = [one for one in paid if needs_receipt(one.transaction, self._token)]
+        others = [one for one in paid if not needs_receipt(one.transaction, self._token)]
         by_logs = [one for one in others if not is_direct_call(one.transaction, self._token)]
         carried = Carried()
         oversized, used = await self._read_receipts(wanted, by_logs, carried)
         if oversized:
             used |= self._used_in(await self._rpc.call_all(self._authorization_calls(oversized)))
-        for one in others:
+        used |= await self._left_out([one for one in by_logs if not one.is_marked(used)])
+        for one in (*others, *oversized):
             self._explain(one, None, used, carried)
-        for one in oversized:
-            self._explain(one, one.told, used, carried)
         return carried
+
+    async def _left_out(self, unmarked: Sequence[_Paid]) -> _Used:
+        """Return the authorizations that an answer left out, by the receipts of these transactions.
+
+        The token itself moved the money by an authorization: a node that has none of the payer does
+        not know all, and his own word must not be lost to who brought it to the chain.
+        """
+        used = _Used()
+        for at in range(0, len(unmarked), CALLS_AT_ONCE):
+            part = unmarked[at : at + CALLS_AT_ONCE]
+            answers = await self._ask([receipt_call(one.tx_hash) for one in part])
+            for one, answer in zip(part, answers, strict=True):
+                receipt = self._checked(one, answer)
+                if receipt is None:
+                    continue
+                marked = authorizations_in(receipt, one.tx_hash, self._token)
+                signed = {mark.authorizer for mark in marked.values()}
+                if not signed.issuperset(transfer.sender for transfer in one.transfers):
+                    raise InconsistentNode(f"the receipt of {one.tx_hash} lacks an authorization")
+                used |= marked
+        return used
 
     async def _read_receipts(
         self, wanted: Sequence[_Paid], by_logs: Sequence[_Paid], carried: Carried
@@ -132,7 +144,7 @@ class EvidenceReader:
         Receipts are let go one by one: those of a whole range may not fit into memory.
         """
         filters = self._authorization_calls(by_logs)
-        calls = [*filters, *(Call(method=_RECEIPT, params=(one.tx_hash,)) for one in wanted)]
+        calls = [*filters, *(receipt_call(one.tx_hash) for one in wanted)]
         asked: list[_Paid | None] = [*(None for _ in filters), *wanted]
         oversized, used = list[_Paid](), _Used()
         for at in range(0, len(calls), CALLS_AT_ONCE):
@@ -154,21 +166,13 @@ class EvidenceReader:
         """
         try:
             return await self._rpc.call_all(calls)
-        except (RangeRefused, CallFailed) as exc:
-            is_size = isinstance(exc, RangeRefused) or _TOO_LARGE_TEXT.search(str(exc))
-            if not is_size or all(call.method != _RECEIPT for call in calls):
+        except RangeRefused:
+            if all(call.method == "eth_getLogs" for call in calls):
                 raise
             if len(calls) == 1:
                 return [_TOO_LARGE]
         half = len(calls) // 2
         return [*await self._ask(calls[:half]), *await self._ask(calls[half:])]
-
-    def _needs_receipt(self, transaction: Transaction) -> bool:
-        """Say whether what is carried may stand in events: not where the token itself is called."""
-        if transaction.to != self._token:
-            return True
-        is_authorized = transaction.calldata[:4] in _AUTHORIZED_CALLS
-        return not is_authorized and not is_direct_call(transaction, self._token)
 
     def _checked(self, one: _Paid, answer: Json) -> Receipt | None:
         """Return the receipt of a transaction, or None where it is larger than we read."""
@@ -176,12 +180,11 @@ class EvidenceReader:
             log.warning("receipt.too_large", tx_hash=one.tx_hash)
             return None
         try:
-            receipt = decode_receipt(answer, self._token, self._emitters)
+            decoded = decode_receipt(answer, self._token, self._emitters)
         except OversizedReceipt as exc:
             log.warning("receipt.too_large", tx_hash=one.tx_hash, because=str(exc))
             return None
-        if receipt is None or receipt.block != one.told.block or not receipt.succeeded:
-            raise InconsistentNode(f"the receipt of {one.tx_hash} is not where its log says")
+        receipt = receipt_of(one.transfers[0], decoded)
         known = {transfer.log_index: transfer for transfer in receipt.transfers}
         for transfer in one.transfers:
             if not _is_same(transfer, known.get(transfer.log_index)):
@@ -203,11 +206,15 @@ class EvidenceReader:
             used,
             token=self._token,
             contracts=self._contracts,
+            by_recipient=self._recipients is None,
         )
+        beside = Counter(transfer.recipient for transfer in transfers)
         for transfer in transfers:
             key = one.tx_hash, transfer.log_index
             carried.evidence[key] = pieces[transfer.log_index]
-            carried.transfers[one.tx_hash, transfer.recipient] += 1
+            carried.transfers[one.tx_hash, transfer.recipient] = (
+                beside[transfer.recipient] if self._recipients is None else len(transfers)
+            )
 
     def _ours_in(self, receipt: Receipt) -> list[TransferLog]:
         to_us = (

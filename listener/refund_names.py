@@ -7,12 +7,10 @@ from typing import Final
 from listener.abi import Steps
 from listener.operations import Bundle, log_ranges, operation_at, read_bundle
 from listener.tails import Tail
-from listener.walk import Leaf, walk
+from listener.walk import MAX_CALLDATA_BYTES, walk
 from oncepaid.domain.chain import Address, Receipt, Transaction, TransferLog
 from oncepaid.domain.refunding import RefundName, refund_names
 
-MAX_CALLDATA_BYTES: Final = 128 * 1024
-"""Geth's limit of a transaction's size; longer calldata is not read."""
 MAX_TAILS: Final = 64
 """Of one transfer; a relayer may put a call with many hostile ones beside what we signed."""
 
@@ -60,7 +58,7 @@ def _tails(
     moving = [] if operation is None else [operation]
     found = walk(transaction, token, bundle, moving, steps)
     # A tail around several calls stands with each of them.
-    tails = (tail for leaf in found.leaves if _may_have_made(leaf, transfer) for tail in leaf.tails)
+    tails = (tail for leaf in found.leaves if leaf.may_have_made(transfer) for tail in leaf.tails)
     yield from dict.fromkeys(tails)
 
 
@@ -73,8 +71,3 @@ def _operation(
     ranges = log_ranges(bundle, transaction.to, receipt) or ()
     at = operation_at(ranges, transfer.log_index)
     return at if at is not None and ranges[at].succeeded else None
-
-
-def _may_have_made(leaf: Leaf, transfer: TransferLog) -> bool:
-    wanted = transfer.sender, transfer.recipient, transfer.units
-    return (leaf.payer or transfer.sender, leaf.recipient, leaf.units) == wanted

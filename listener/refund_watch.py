@@ -1,7 +1,7 @@
 """Refunds that are recognised by themselves: transfers of ours that name what they send back."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Final, Protocol, assert_never
 
 import structlog
@@ -16,7 +16,9 @@ from listener.decode import (
 )
 from listener.follower import FetchRange, Spans
 from listener.operations import ENTRY_POINTS
+from listener.placing import receipt_of, transaction_of
 from listener.ranges import Watch
+from listener.reader import receipt_call
 from listener.refund_names import Named, named_by, needs_receipt
 from listener.rpc import Call, HttpRpc, header_call
 from oncepaid.domain.chain import (
@@ -29,20 +31,19 @@ from oncepaid.domain.chain import (
     TransferLog,
     TxHash,
 )
-from oncepaid.domain.desk import Allowed, Already, Obstacle, Refused, Ruling
-from oncepaid.domain.errors import InconsistentNode, NodeBehind, RangeRefused
+from oncepaid.domain.desk import Allowed, Already, Recorded, RefundRuling, Refused
+from oncepaid.domain.errors import CallFailed, InconsistentNode, NodeBehind, RangeRefused
 from oncepaid.domain.money import UNITS_PER_USDC, format_usdc
 from oncepaid.domain.payments import PaymentId
 from oncepaid.domain.refunding import (
-    MAX_NAMES,
     NamedPayment,
     Refunded,
     RefundKnown,
     RefundMark,
     RefundName,
-    RefundRefusal,
     RefundRefused,
     find_refunded,
+    names_to_look_for,
 )
 from oncepaid.metrics import Metrics
 
@@ -50,22 +51,20 @@ log = structlog.get_logger()
 
 REFUNDS_S: Final = 30.0
 """How often the watch looks. The mark behind which it reads moves no faster."""
+MAX_REFUSALS: Final = 5
+"""Looks in which a node may refuse a receipt before its refunds are left to an operator."""
 
 
 class Ledger(Protocol):
     async def refund_mark(self) -> RefundMark | None: ...
     async def named(self, names: Sequence[RefundName]) -> Sequence[NamedPayment]: ...
-    async def record(self, payment: PaymentId, sent: TransferLog, *, why: str) -> Ruling: ...
+    async def record(self, payment: PaymentId, sent: TransferLog, *, why: str) -> RefundRuling: ...
     async def move_refund_mark(self, block_number: int, *, epoch: int) -> None: ...
 
 
 class Lead(Protocol):
     @property
     def epoch(self) -> int | None: ...
-
-
-# What a desk refuses and has recorded all the same: the money did go back.
-_NOT_DUE: Final = (Obstacle.UNDECIDED, Obstacle.PAYS_A_JOB, Obstacle.ORPHANED)
 
 
 class RefundWatch:
@@ -84,6 +83,7 @@ class RefundWatch:
         self._watch = watch
         self._metrics = metrics
         self._spans = Spans(watch.max_range_blocks, rpc.count)
+        self._refusals = Counter[TxHash]()
         if watch.recipients is None:
             # Everybody's transfers are nobody's refunds.
             log.info("refunds.not_watched", because="every recipient is observed")
@@ -109,6 +109,7 @@ class RefundWatch:
         self._spans.served(asked, step, len(sent))
         await self._recognise(sent)
         await self._ledger.move_refund_mark(step.last, epoch=epoch)
+        self._refusals.clear()
         return step.last < mark.final.number
 
     async def _sent(self, step: FetchRange, final: BlockRef) -> list[TransferLog]:
@@ -138,12 +139,13 @@ class RefundWatch:
 
     async def _recognise(self, sent: Sequence[TransferLog]) -> None:
         for one in await self._read(sent):
-            if len(one.names) > MAX_NAMES:
-                self._tell_refused(one, RefundRefused(reason=RefundRefusal.TOO_MANY_NAMES))
-            elif one.names and not one.is_signed:
-                self._tell_refused(one, RefundRefused(reason=RefundRefusal.NOT_SIGNED))
-            elif one.names:
-                await self._settle(one)
+            match names_to_look_for(one.names, is_signed=one.is_signed):
+                case RefundRefused() as refused:
+                    self._tell_refused(one, refused)
+                case ():
+                    pass
+                case names:
+                    await self._settle(one, names)
 
     async def _read(self, sent: Sequence[TransferLog]) -> list[Named]:
         """Return these transfers with what they name, each by the calldata of its transaction."""
@@ -154,8 +156,8 @@ class RefundWatch:
             [Call(method="eth_getTransactionByHash", params=(one,)) for one in hashes]
         )
         found = dict(zip(hashes, map(decode_transaction, answers), strict=True))
-        transactions = {one.tx_hash: _checked(one, found[one.tx_hash]) for one in sent}
-        receipts = await self._receipts(transactions)
+        transactions = {one.tx_hash: transaction_of(one, found[one.tx_hash]) for one in sent}
+        receipts = await self._receipts(sent, transactions)
         return [
             named_by(
                 one,
@@ -166,23 +168,49 @@ class RefundWatch:
             for one in sent
         ]
 
-    async def _receipts(self, transactions: Mapping[TxHash, Transaction]) -> dict[TxHash, Receipt]:
+    async def _receipts(
+        self, sent: Sequence[TransferLog], transactions: Mapping[TxHash, Transaction]
+    ) -> dict[TxHash, Receipt]:
         """Return the receipts of bundles of user operations, whose logs tell whose is which."""
         found: dict[TxHash, Receipt] = {}
-        for tx_hash, transaction in transactions.items():
-            if needs_receipt(transaction):
-                answer = await self._rpc.call("eth_getTransactionReceipt", tx_hash)
-                # One that is too large to read leaves its refunds to `payment refund`.
-                with suppress(OversizedReceipt):
-                    receipt = decode_receipt(answer, self._watch.token, ENTRY_POINTS)
-                    if receipt is None or receipt.block.hash != transaction.block_hash:
-                        raise InconsistentNode(f"the receipt of {tx_hash} is not where it was")
+        for tx_hash, one in {one.tx_hash: one for one in sent}.items():
+            if needs_receipt(transactions[tx_hash]):
+                receipt = await self._receipt(one)
+                if receipt is not None:
                     found[tx_hash] = receipt
         return found
 
-    async def _settle(self, one: Named) -> None:
+    async def _receipt(self, sent: TransferLog) -> Receipt | None:
+        """Return a transfer's receipt, or None for one that cannot be had: too large, or refused.
+
+        Its refunds are left to `payment refund`: no receipt may stop the watch for ever.
+        """
+        tx_hash = sent.tx_hash
+        try:
+            [answer] = await self._rpc.call_all([receipt_call(tx_hash)])
+            receipt = decode_receipt(answer, self._watch.token, ENTRY_POINTS)
+        except (OversizedReceipt, RangeRefused) as exc:
+            because: Exception = exc
+        except CallFailed as exc:
+            self._refusals[tx_hash] += 1
+            if self._refusals[tx_hash] < MAX_REFUSALS:
+                raise
+            because = exc
+        else:
+            return receipt_of(sent, receipt)
+        log.warning(
+            "refund.refused",
+            tx_hash=tx_hash,
+            usdc=format_usdc(sent.units),
+            reason="no_receipt",
+            meaning="The node does not give the receipt that tells what the transfer sends back.",
+            because=str(because),
+        )
+        return None
+
+    async def _settle(self, one: Named, names: Sequence[RefundName]) -> None:
         # Asked for each: several transfers may name one payment.
-        payments = await self._ledger.named(one.names)
+        payments = await self._ledger.named(names)
         found = find_refunded(payments, one.transfer, ours=self._ours)
         match found:
             case Refunded(payment=payment):
@@ -196,7 +224,7 @@ class RefundWatch:
             case _:
                 assert_never(found)
 
-    def _tell(self, sent: TransferLog, payment: PaymentId, ruling: Ruling) -> None:
+    def _tell(self, sent: TransferLog, payment: PaymentId, ruling: RefundRuling) -> None:
         fields = {"payment_id": payment, "tx_hash": sent.tx_hash, "usdc": format_usdc(sent.units)}
         match ruling:
             case Allowed():
@@ -207,7 +235,7 @@ class RefundWatch:
                 )
             case Already():
                 pass
-            case Refused(obstacle=obstacle, sentence=sentence) if obstacle in _NOT_DUE:
+            case Recorded(obstacle=obstacle, sentence=sentence):
                 # Money went back that a job counts on, or that never came.
                 log.error("refund.not_due", **fields, reason=obstacle, meaning=sentence)
             case Refused(obstacle=obstacle, sentence=sentence):
@@ -231,10 +259,3 @@ def _require_final(found: Header | None, final: BlockRef) -> None:
         raise NodeBehind(f"the node has no block {final.number} yet")
     if found.ref != final:
         raise InconsistentNode(f"the node has another block {final.number} than the final one")
-
-
-def _checked(transfer: TransferLog, transaction: Transaction | None) -> Transaction:
-    place = transfer.tx_hash, transfer.block.hash
-    if transaction is None or (transaction.hash, transaction.block_hash) != place:
-        raise InconsistentNode(f"transaction {transfer.tx_hash} is not where its log says")
-    return transaction

@@ -35,7 +35,6 @@ class VerifiedRefund:
     """
 
     transfers: tuple[TransferLog, ...]
-    payee: Payee
     warnings: tuple[str, ...]
 
 
@@ -76,21 +75,14 @@ class RefundReader:
         if isinstance(found, RefundRefused):
             return found
         payee = to or payment.sender
-        answers += await self._rpc.call_all(
+        block, *of_payee = await self._rpc.call_all(
             [header_call(receipt.block.number), *_payee_calls(payee)]
         )
-        latest, finalized, block = map(decode_header, answers[1:4])
-        if block is None or block.ref != receipt.block:
-            return RefundRefused(reason=RefundRefusal.NOT_ON_CHAIN)
-        if latest is None:
-            raise InconsistentNode("the node has no latest block")
-        waits = final_or_wait(block, latest=latest, finalized=finalized, age=age)
-        if waits is not None:
-            return waits
-        known = _payee_of(payee, answers[4], answers[5])
-        return VerifiedRefund(
-            transfers=found, payee=known, warnings=warnings_of(known, payer=payment.sender)
-        )
+        open_yet = _open_yet(receipt, block, latest=answers[1], finalized=answers[2], age=age)
+        if open_yet is not None:
+            return open_yet
+        warnings = warnings_of(_payee_of(payee, *of_payee), payer=payment.sender)
+        return VerifiedRefund(transfers=found, warnings=warnings)
 
     async def payee(self, address: Address) -> Payee:
         """Return what stands at an address that money may be sent to."""
@@ -110,6 +102,18 @@ def _fitting(
     refusals = [ruling for _, ruling in judged if isinstance(ruling, RefundRefused)]
     none = RefundRefused(reason=RefundRefusal.NOT_OURS, payment=payment.id)
     return fitting or nearest_refusal([none, *refusals])
+
+
+def _open_yet(
+    receipt: Receipt, block: Json, *, latest: Json, finalized: Json, age: timedelta | None
+) -> RefundRefused | NotFinalYet | None:
+    """Return why the block of a receipt does not stand for good, None where it does."""
+    header, head = decode_header(block), decode_header(latest)
+    if header is None or header.ref != receipt.block:
+        return RefundRefused(reason=RefundRefusal.NOT_ON_CHAIN)
+    if head is None:
+        raise InconsistentNode("the node has no latest block")
+    return final_or_wait(header, latest=head, finalized=decode_header(finalized), age=age)
 
 
 def _payee_calls(address: Address) -> list[Call]:

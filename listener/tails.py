@@ -10,6 +10,8 @@ from oncepaid.domain.payments import MemoSource
 
 MAX_SEARCHED_BYTES: Final = 256 * 1024
 """Of one transaction, whose tails and unknown calls are parts of its 128 KB, and seldom overlap."""
+MAX_MEMOS: Final = 16
+"""Of one tail. Two already name more than one job."""
 MAX_LOOKS_IN_ALL: Final = 4 * MAX_LOOKS
 """Of one transaction, 14 µs each. Only who fills tails with broken envelopes comes near it."""
 
@@ -32,9 +34,13 @@ def memos_behind(tail: bytes) -> tuple[Memo, ...]:
 
 
 class TailSearch:
-    """Searches the tails of one transaction: each of them once, and all within one bound."""
+    """Searches the tails of one transaction: each of them once, and all within one bound.
+
+    `is_short`: a bound was met, and not all was searched.
+    """
 
     def __init__(self) -> None:
+        self.is_short = False
         self._found: dict[Tail, tuple[Memo, ...]] = {}
         self._bytes_left = MAX_SEARCHED_BYTES
         self._looks_left = MAX_LOOKS_IN_ALL
@@ -48,11 +54,15 @@ class TailSearch:
     def _search(self, view: memoryview) -> tuple[Memo, ...]:
         # Asked before the bytes are copied: what no longer fits must cost nothing.
         if len(view) > self._bytes_left:
+            self.is_short = True
             return ()
         self._bytes_left -= len(view)
         data = bytes(view)
-        looks = min(data.count(MAGIC), MAX_LOOKS)
+        places = data.count(MAGIC)
+        looks = min(places, MAX_LOOKS)
+        if places > MAX_LOOKS or looks > self._looks_left:
+            self.is_short = True
         if looks > self._looks_left:
             return ()
         self._looks_left -= looks
-        return memos_behind(data)
+        return memos_behind(data)[:MAX_MEMOS]

@@ -11,14 +11,11 @@ from oncepaid.domain.chain import Address
 SELECTOR_BYTES: Final = 4
 _ADDRESS_MASK: Final = 2**160 - 1
 
-_AUTHORIZED: Final = "(address,address,uint256,uint256,uint256,bytes32,"
-_SIGNATURES: Final = (
-    "transfer(address,uint256)",
-    "transferFrom(address,address,uint256)",
-    f"transferWithAuthorization{_AUTHORIZED}uint8,bytes32,bytes32)",
-    f"transferWithAuthorization{_AUTHORIZED}bytes)",
-    f"receiveWithAuthorization{_AUTHORIZED}uint8,bytes32,bytes32)",
-    f"receiveWithAuthorization{_AUTHORIZED}bytes)",
+_TRANSFERS: Final = ("transfer(address,uint256)", "transferFrom(address,address,uint256)")
+_AUTHORIZED: Final = tuple(
+    f"{name}WithAuthorization(address,address,uint256,uint256,uint256,bytes32,{signature})"
+    for name in ("transfer", "receive")
+    for signature in ("uint8,bytes32,bytes32", "bytes")
 )
 
 
@@ -40,8 +37,11 @@ def arguments_of(signature: str) -> AbiType:
     return parse_type(signature[signature.index("(") :])
 
 
-_ARGUMENTS: Final = {selector_of(text): arguments_of(text) for text in _SIGNATURES}
-_TRANSFER: Final = selector_of(_SIGNATURES[0])
+TRANSFER: Final = selector_of(_TRANSFERS[0])
+TRANSFER_FROM: Final = selector_of(_TRANSFERS[1])
+AUTHORIZED: Final = frozenset(map(selector_of, _AUTHORIZED))
+"""EIP-3009: transferWithAuthorization and receiveWithAuthorization, each with both signatures."""
+_ARGUMENTS: Final = {selector_of(text): arguments_of(text) for text in (*_TRANSFERS, *_AUTHORIZED)}
 
 
 def read_token_call(data: memoryview, caller: Address | None, steps: Steps) -> TokenCall | None:
@@ -58,7 +58,7 @@ def read_token_call(data: memoryview, caller: Address | None, steps: Steps) -> T
         found = decode(arguments, body, steps)
     except Malformed:
         return None
-    words = found.values if selector != _TRANSFER else (None, *found.values)
+    words = found.values if selector != TRANSFER else (None, *found.values)
     return TokenCall(
         payer=caller if words[0] is None else address_of(words[0]),
         recipient=address_of(words[1]),

@@ -16,9 +16,11 @@ from listener.operations import Bundle
 from listener.tails import Tail
 from listener.token_calls import SELECTOR_BYTES, read_token_call
 from listener.wrappers import InnerCall, Maker, open_wrapper
-from oncepaid.domain.chain import Address, Transaction
+from oncepaid.domain.chain import Address, Transaction, TransferLog
 from oncepaid.domain.payments import MemoSource
 
+MAX_CALLDATA_BYTES: Final = 128 * 1024
+"""Geth's limit of a transaction's size; longer calldata is not to be walked."""
 MAX_DEPTH: Final = 8
 MAX_CALLS: Final = 256
 
@@ -35,6 +37,11 @@ class Leaf:
     units: int
     operation: int | None
     tails: tuple[Tail, ...]
+
+    def may_have_made(self, log: TransferLog) -> bool:
+        """Say whether it is for this transfer's payer, recipient and amount."""
+        wanted = log.sender, log.recipient, log.units
+        return (self.payer or log.sender, self.recipient, self.units) == wanted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +78,10 @@ def walk(
     operations: Collection[int],
     steps: Steps,
 ) -> Walk:
-    """Walk the transaction's own call, or these of the operations that it bundles."""
+    """Walk the transaction's own call, or these of the operations that it bundles.
+
+    `steps` tells afterwards whether all of it was read.
+    """
     walker = _Walker(token, steps)
     if bundle is None:
         walker.visit(_outer_call(transaction), depth=1)
@@ -120,6 +130,7 @@ class _Walker:
     def visit(self, call: _Call, *, depth: int) -> None:
         """Look at a call and, in the order in which they run, at all that it carries."""
         if depth > MAX_DEPTH or self._calls_left <= 0:
+            self._steps.is_short = True
             return
         self._calls_left -= 1
         if call.target == self._token:

@@ -62,8 +62,11 @@ _SINGLE, _BATCH, _DELEGATED = 0x00, 0x01, 0xFF
 """ERC-7579 call types: the first byte of a mode."""
 _WITH_OP_DATA: Final = 0x78210001
 """ERC-7821: bytes 6 to 10 of a mode whose batch may be followed by `opData`, a signature."""
+_OF_BATCHES: Final = 0x78210002
+"""ERC-7821: the same of a batch of batches, each as in the mode above."""
 _CALLS: Final = parse_type("((address,uint256,bytes)[])")
 _CALLS_AND_OP_DATA: Final = parse_type("((address,uint256,bytes)[],bytes)")
+_BATCHES: Final = parse_type("(bytes[])")
 _PACKED_TARGET: Final = 20
 _PACKED_CALL: Final = 20 + 32
 _PACKED_HEAD: Final = 1 + 20 + 32 + 32
@@ -82,6 +85,7 @@ def open_wrapper(data: memoryview, steps: Steps) -> Opened | None:
         arguments = decode(wrapper.arguments, body, steps)
         opened = wrapper.take(arguments.values, steps)
     except Malformed:
+        steps.is_short = True
         return _NOTHING
     tails = (*opened.tails, body[arguments.end :])
     return Opened(maker=opened.maker, calls=opened.calls, tails=tails)
@@ -171,16 +175,26 @@ def _execution(
             target = int.from_bytes(execution[:_PACKED_TARGET])
             return [_call(target, execution[_PACKED_TARGET:], delegated=True)], []
         case kind if kind == _BATCH:
-            # As ERC-7821 tells them apart: the offset of the calls leaves room for another one.
-            has_op_data = int.from_bytes(execution[:32]) >= 64 and (
-                mode >> 176 & 0xFFFFFFFF == _WITH_OP_DATA
-            )
-            layout = _CALLS_AND_OP_DATA if has_op_data else _CALLS
-            batch = decode(layout, execution, steps)
-            calls = [_call(entry[0], entry[2]) for entry in batch.values[0]]
-            return calls, [execution[batch.end :]]
+            return _batch(mode >> 176 & 0xFFFFFFFF, execution, steps)
         case _:
             raise Malformed("an execution of no known kind")
+
+
+def _batch(
+    layout: int, execution: memoryview, steps: Steps
+) -> tuple[list[InnerCall], list[memoryview]]:
+    if layout == _OF_BATCHES:
+        found = decode(_BATCHES, execution, steps)
+        batches = [_batch(_WITH_OP_DATA, one, steps) for one in found.values[0]]
+        # As with ERC-7710: what stands behind one of several speaks of that one only.
+        behind = batches[0][1] if len(batches) == 1 else []
+        calls = [inner for batch in batches for inner in batch[0]]
+        return calls, [*behind, execution[found.end :]]
+    # As ERC-7821 tells them apart: the offset of the calls leaves room for another one.
+    has_op_data = int.from_bytes(execution[:32]) >= 64 and layout == _WITH_OP_DATA
+    batch = decode(_CALLS_AND_OP_DATA if has_op_data else _CALLS, execution, steps)
+    calls = [_call(entry[0], entry[2]) for entry in batch.values[0]]
+    return calls, [execution[batch.end :]]
 
 
 def _call(target: int, data: memoryview, *, delegated: bool = False) -> InnerCall:

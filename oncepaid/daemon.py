@@ -63,7 +63,7 @@ SECOND_LOOK_S: Final = 30.0
 MARK_S: Final = 30.0
 STAGES: Final = (
     *("lead", "listen", "tend", "second_look", "mark", "match", "settle", "reverse"),
-    *("generate", "leases", "finish", "sweep", "audit", "refunds"),
+    *("generate", "leases", "finish", "amounts", "reconsider", "audit", "refunds"),
 )
 LAG_CHECK_S: Final = 1.0
 CHAIN_FIRST_S: Final = 10.0
@@ -203,7 +203,8 @@ class Stages:
         group.create_task(self._generate(generator), name="generate")
         self._drive(group, "finish", finisher.step, WORK_POLL_S)
         self._drive(group, "leases", generator.keep_leases, HEARTBEAT_S)
-        self._drive(group, "sweep", self._sweep, SWEEP_S)
+        self._drive(group, "amounts", self._release_amounts, SWEEP_S)
+        self._drive(group, "reconsider", self._reconsider, SWEEP_S)
 
     async def _generate(self, generator: Generator) -> None:
         # The chain may have been reorganised while nobody looked: money that is gone must not be
@@ -363,7 +364,7 @@ class Stages:
             metrics=self._metrics,
         )
 
-    async def _sweep(self) -> bool:
+    async def _release_amounts(self) -> bool:
         matching = self._settings.matching
         freed = await self._work.release_amounts(
             self._settings.chain.chain_id,
@@ -372,6 +373,9 @@ class Stages:
         )
         if freed:
             log.info("job.amounts_released", count=freed)
+        return False
+
+    async def _reconsider(self) -> bool:
         if again := await self._ledger.reconsider():
             log.info("payment.reconsidered", count=again)
             self._bells["match"].ring()

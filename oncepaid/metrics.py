@@ -152,13 +152,13 @@ class Metrics:
     def _money(self, registry: CollectorRegistry) -> None:
         self.payments = Counter(
             "oncepaid_payments_total",
-            "Payments that reached a status.",
+            "Payments that a daemon moved to a status; not those that a command did.",
             ["status", "reason"],
             registry=registry,
         )
         self.payments_usdc = Counter(
             "oncepaid_payments_usdc_total",
-            "USDC of the payments that reached a status.",
+            "USDC of the payments that a daemon moved to a status.",
             ["status"],
             registry=registry,
         )

@@ -33,6 +33,9 @@ from processors.services import label_of
 log = structlog.get_logger()
 
 JOBS_PER_PAGE: Final = 500
+MAX_ASKED_JOBS: Final = 50
+"""Whose payments a witness is asked about in one question, and how many alone in one round."""
+MAX_SET_BACK: Final = 1_000
 
 
 class Ledger(Protocol):
@@ -84,6 +87,8 @@ class Settler:
         self._moved: set[PaymentId] = set()
         self._unconfirmed: set[PaymentId] = set()
         self._refused: set[str] = set()
+        self._set_back: dict[JobId, None] = {}
+        """Jobs in a question that was not answered, in the order in which they have their turn."""
 
     async def step(self) -> bool:
         """Look at every matched payment once and credit what is ready. Never asks for more.
@@ -110,22 +115,45 @@ class Settler:
         large = [p for p in sound if self._second and p.job_units >= self._second.from_units]
         await self._credit([payment for payment in sound if payment not in large])
         if large:
-            await self._credit(await self._confirmed(large))
+            await self._credit_confirmed(large)
 
-    async def _confirmed(self, large: Sequence[MatchedPayment]) -> list[MatchedPayment]:
-        """Return those jobs' payments that another endpoint has, too; nobody else waits for it."""
+    async def _credit_confirmed(self, large: Sequence[MatchedPayment]) -> None:
+        """Credit those jobs' payments that another endpoint has, too; nobody else waits for it.
+
+        A job may be what makes the witness fail: those of a question that was not answered are
+        asked about alone, after all others. No more than one failure a round: it may take long.
+        """
+        jobs: dict[JobId, list[MatchedPayment]] = {}
+        for payment in large:
+            jobs.setdefault(payment.job_id, []).append(payment)
+        fresh = [job for job in jobs if job not in self._set_back]
+        alone = [job for job in self._set_back if job in jobs][:MAX_ASKED_JOBS]
+        questions = [fresh[at : at + MAX_ASKED_JOBS] for at in range(0, len(fresh), MAX_ASKED_JOBS)]
+        for asked in [*questions, *([job] for job in alone)]:
+            known = await self._known([payment for job in asked for payment in jobs[job]])
+            for job in asked:
+                self._set_back.pop(job, None)
+            if known is None:
+                self._set_back |= dict.fromkeys(asked)
+                while len(self._set_back) > MAX_SET_BACK:
+                    del self._set_back[next(iter(self._set_back))]
+                return
+            sound = [job for job in asked if known.issuperset(one.id for one in jobs[job])]
+            await self._credit([payment for job in sound for payment in jobs[job]])
+
+    async def _known(self, payments: Sequence[MatchedPayment]) -> set[PaymentId] | None:
+        """Return those that the witness has, too; None where it cannot be asked."""
         assert self._second is not None
         try:
-            known = await self._second.witness.confirm([payment.log for payment in large])
+            known = await self._second.witness.confirm([payment.log for payment in payments])
         except Retryable as exc:
-            log.warning("settler.no_second_opinion", payments=len(large), error=str(exc))
-            return []
-        doubted = {payment.job_id for payment in large if payment.id not in known}
-        for payment in large:
-            if payment.job_id in doubted and payment.id not in self._unconfirmed:
+            log.warning("settler.no_second_opinion", payments=len(payments), error=str(exc))
+            return None
+        for payment in payments:
+            if payment.id not in known and payment.id not in self._unconfirmed:
                 self._unconfirmed.add(payment.id)
                 log.warning("payment.not_confirmed_elsewhere", payment_id=payment.id)
-        return [payment for payment in large if payment.job_id not in doubted]
+        return known
 
     async def _credit(self, sound: Sequence[MatchedPayment]) -> None:
         if not sound:

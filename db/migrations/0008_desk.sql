@@ -3,7 +3,7 @@
 
 -- Money that went back. A payment is sent back once, and one transfer serves one payment. What was
 -- refunded stays here also where the payment's own block leaves the chain later.
-CREATE TABLE refunds (
+CREATE TABLE payment_refunds (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     payment_id    bigint NOT NULL UNIQUE REFERENCES payments (id),
     chain_id      bigint NOT NULL,

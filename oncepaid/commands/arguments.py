@@ -1,10 +1,15 @@
 """Arguments that several commands take, checked; a bad one ends the command with one line."""
 
 import re
-from typing import Final
+from typing import Annotated, Final
+
+import typer
 
 from oncepaid.cli import EXIT_BAD_SETTING, fail
 from oncepaid.domain.chain import TxHash
+
+Why = Annotated[str, typer.Option(help="The reason, for the audit log.")]
+NO_REASON: Final = "no reason given"
 
 _TX_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}\Z")
 

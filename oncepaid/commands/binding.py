@@ -10,6 +10,7 @@ from db.audit import Note
 from db.bindings import AlreadyBound, Binding, BindingStore, Bound, BoundToAnother, NoSuchJob
 from db.reports import Reports, Row
 from oncepaid.cli import EXIT_BAD_SETTING, AsJson, Config, database_of, fail, load, run_async
+from oncepaid.commands.arguments import NO_REASON, Why, reason_of
 from oncepaid.commands.books import operator
 from oncepaid.commands.jobs import job
 from oncepaid.commands.output import print_json
@@ -38,10 +39,12 @@ def bind(
     reference: Annotated[
         str | None, typer.Option(help="And what it calls the payment, in hex.")
     ] = None,
+    why: Why = NO_REASON,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which job a payment is for, by the nonce that its payer signed: before it, or after."""
+    reason = reason_of(why)
     settings = load(config)
     try:
         bound_by = reference_of(
@@ -57,15 +60,10 @@ def bind(
 
     async def main() -> None:
         async with database_of(settings) as database:
-            found = await Reports(database).job(name)
-            if found is None:
-                _fail_without_job(name)
-            if found["status"] != JobStatus.PENDING and not _has(found, bound_by):
-                fail(
-                    f"job {found['id']} is {found['status']}: a payment that is bound to it now"
-                    " would be one too many"
-                )
-            outcome = await BindingStore(database).bind(JobId(found["id"]), bound_by, note=note)
+            found = _bindable(await Reports(database).job(name), name, bound_by)
+            outcome = await BindingStore(database).bind(
+                JobId(found["id"]), bound_by, why=reason, note=note
+            )
         told = _told(outcome, found, bound_by)
         if as_json:
             print_json(told)
@@ -142,6 +140,17 @@ def _bytes_of(option: str, text: str) -> bytes:
 def _believed(settings: Settings) -> set[Address]:
     contracts = [entry.address for entry in settings.matching.reference_contracts]
     return {Address(text.lower()) for text in (settings.chain.token, *contracts)}
+
+
+def _bindable(found: Row | None, name: str, bound_by: Reference) -> Row:
+    if found is None:
+        _fail_without_job(name)
+    if found["status"] != JobStatus.PENDING and not _has(found, bound_by):
+        fail(
+            f"job {found['id']} is {found['status']}: a payment that is bound to it now would be"
+            " one too many"
+        )
+    return found
 
 
 def _has(found: Row, bound_by: Reference) -> bool:

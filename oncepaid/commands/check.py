@@ -79,11 +79,16 @@ def _settings(settings: Settings) -> Finding:
         services = build_services(settings)
     except OncepaidError as exc:
         return Finding(subject="settings", ok=False, text=str(exc))
-    recipients = settings.chain.recipients
-    if not recipients:
+    if not settings.chain.recipients:
         return Finding(subject="settings", ok=False, text="chain.recipients is missing")
-    text = f"{len(recipients)} recipients, services {', '.join(sorted(services))}"
+    text = f"{_recipients(settings)}, services {', '.join(sorted(services))}"
     return Finding(subject="settings", ok=True, text=text)
+
+
+def _recipients(settings: Settings) -> str:
+    if settings.chain.watched is None:
+        return "chain.recipients is *: only jobs with pay_to can be paid"
+    return f"{len(settings.chain.recipients)} recipients"
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:

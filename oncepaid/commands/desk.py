@@ -1,7 +1,7 @@
 """`oncepaid payment assign|ignore|refund`: what an operator decides about a payment."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Final, assert_never
+from typing import Annotated, Any, assert_never
 
 import typer
 
@@ -9,13 +9,20 @@ from db.audit import Note
 from db.desk import DeskStore
 from listener.refunds import RefundReader, VerifiedRefund
 from oncepaid.cli import EXIT_BAD_SETTING, AsJson, Config, database_of, fail, load, run_async
-from oncepaid.commands.arguments import reason_of, tx_hash_of
+from oncepaid.commands.arguments import NO_REASON, Why, reason_of, tx_hash_of
 from oncepaid.commands.books import operator, patiently
 from oncepaid.commands.output import print_json
 from oncepaid.commands.payments import payment as payments
 from oncepaid.commands.refunding import open_rpc
 from oncepaid.domain.chain import Address, TxHash, parse_address
-from oncepaid.domain.desk import Allowed, Already, Obstacle, Refused, Ruling
+from oncepaid.domain.desk import (
+    Allowed,
+    Already,
+    Obstacle,
+    Recorded,
+    RefundRuling,
+    Refused,
+)
 from oncepaid.domain.errors import BadSetting
 from oncepaid.domain.payments import PaymentId, StoredLog
 from oncepaid.domain.refunding import NotFinalYet, RefundRefused
@@ -25,8 +32,6 @@ from oncepaid.settings import Settings
 Name = Annotated[
     str, typer.Argument(metavar="PAYMENT", help="Number, or the hash of its transaction.")
 ]
-Why = Annotated[str, typer.Option(help="The reason, for the audit log.")]
-NO_REASON: Final = "no reason given"
 
 
 def register(_: typer.Typer) -> None:
@@ -71,7 +76,9 @@ def assign(
     run_async(main())
 
 
-def ignore(payment: Name, why: Why = NO_REASON, config: Config = None, as_json: AsJson = False) -> None:
+def ignore(
+    payment: Name, why: Why = NO_REASON, config: Config = None, as_json: AsJson = False
+) -> None:
     """Close a payment that pays no job, with nothing owed for it."""
     reason = reason_of(why)
     settings = load(config)
@@ -157,9 +164,9 @@ async def _verify(
 
 async def _record(
     store: DeskStore, payment: PaymentId, verified: VerifiedRefund, why: str, note: Note
-) -> Ruling:
+) -> RefundRuling:
     """One batch may hold several transfers alike: the first that serves no other payment is it."""
-    ruling: Ruling | None = None
+    ruling: RefundRuling | None = None
     for sent in verified.transfers:
         ruling = await store.record_refund(
             payment, sent, why=why, note=note, warnings=verified.warnings
@@ -177,13 +184,13 @@ def _address_of(text: str) -> Address:
         fail(f"--to: {exc}", EXIT_BAD_SETTING)
 
 
-def _tell(ruling: Ruling, done: str, more: dict[str, Any], *, as_json: bool) -> None:
+def _tell(ruling: RefundRuling, done: str, more: dict[str, Any], *, as_json: bool) -> None:
     match ruling:
         case Allowed():
             outcome, sentence = "done", done
         case Already(sentence=sentence):
             outcome = "already"
-        case Refused(sentence=sentence):
+        case Refused(sentence=sentence) | Recorded(sentence=sentence):
             fail(sentence)
         case _:
             assert_never(ruling)

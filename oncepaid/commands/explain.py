@@ -77,7 +77,11 @@ async def _payments(
         refund = None
         if facts.is_open:
             sent = Returnable(
-                tx_hash=log.tx_hash, sender=log.sender, recipient=log.recipient, units=log.units
+                tx_hash=log.tx_hash,
+                sender=log.sender,
+                recipient=log.recipient,
+                units=log.units,
+                is_waiting_part=facts.is_waiting_part,
             )
             refund = ready_refund(sent, payees, settings)
         told.append(_json_of(facts, near, refund, explain_payment(facts, near, chain, tiers)))
@@ -192,6 +196,8 @@ def _print(told: dict[str, Any]) -> None:
 
 
 def _print_refund(refund: dict[str, Any]) -> None:
+    if refund["first"] is not None:
+        typer.echo(f"  To send it back, {refund['first']}.")
     if refund["calldata"] is not None:
         typer.echo(
             f"  To send it back: from {refund['pay_from']}, to the token {refund['token']}, with"

@@ -5,13 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from db.desk_reader import DeskReader
+from db.pool import Database
 from db.reports import Reports
 from oncepaid.cli import AsJson, Config, database_of, fail, load, run_async
 from oncepaid.commands.output import print_fields, print_json, print_rows
 from oncepaid.commands.refunding import Returnable, ask_about, ready_refund
 from oncepaid.domain.chain import Address, TxHash
+from oncepaid.domain.desk import is_open, is_waiting_part
+from oncepaid.domain.desk_facts import SentBack
 from oncepaid.domain.money import Units
-from oncepaid.domain.payments import PaymentStatus, Reason
+from oncepaid.domain.payments import PaymentId, PaymentStatus, Reason
 from oncepaid.settings import Settings
 
 payment = typer.Typer(help="Look at payments, and decide about them.", no_args_is_help=True)
@@ -93,9 +97,10 @@ def show(
     async def main() -> None:
         async with database_of(settings) as database:
             rows = await Reports(database).payment(name)
+            sent_back = await _sent_back(database, rows)
         if not rows:
             fail(f"there is no payment {name}")
-        told = await _told(rows, settings)
+        told = await _told(rows, sent_back, settings)
         if as_json:
             print_json(told if name.startswith("0x") else told[0])
             return
@@ -105,12 +110,29 @@ def show(
     run_async(main())
 
 
-async def _told(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-    returnable = {row["id"]: _returnable(row) for row in rows if _is_open(row, settings)}
+async def _sent_back(
+    database: Database, rows: Sequence[Mapping[str, Any]]
+) -> dict[PaymentId, SentBack]:
+    found: dict[PaymentId, SentBack] = {}
+    for chain_id, tx_hash in {(row["chain_id"], row["tx_hash"]) for row in rows}:
+        found |= await DeskReader(database, chain_id).sent_back(TxHash(tx_hash))
+    return found
+
+
+async def _told(
+    rows: Sequence[Mapping[str, Any]], sent_back: Mapping[PaymentId, SentBack], settings: Settings
+) -> list[dict[str, Any]]:
+    returnable = {
+        row["id"]: _returnable(row)
+        for row in rows
+        if row["chain_id"] == settings.chain.chain_id
+        and is_open(PaymentStatus(row["status"]), is_sent_back=row["id"] in sent_back)
+    }
     payees = await ask_about([money.sender for money in returnable.values()], settings)
     return [
         {
             **row,
+            **_refund_of(sent_back.get(row["id"])),
             "meaning": _meaning(row["reason"]),
             "refund": ready_refund(returnable[row["id"]], payees, settings)
             if row["id"] in returnable
@@ -120,10 +142,11 @@ async def _told(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[d
     ]
 
 
-def _is_open(row: Mapping[str, Any], settings: Settings) -> bool:
-    may = (PaymentStatus.UNMATCHED, PaymentStatus.IGNORED)
-    is_ours = row["chain_id"] == settings.chain.chain_id
-    return is_ours and row["status"] in may and row["refund_tx_hash"] is None
+def _refund_of(sent: SentBack | None) -> dict[str, Any]:
+    return {
+        "refund_tx_hash": None if sent is None else sent.tx_hash,
+        "refund_recognised_by": None if sent is None else sent.recognised_by,
+    }
 
 
 def _returnable(row: Mapping[str, Any]) -> Returnable:
@@ -132,6 +155,11 @@ def _returnable(row: Mapping[str, Any]) -> Returnable:
         sender=Address(row["sender"]),
         recipient=Address(row["recipient"]),
         units=Units(int(row["amount_units"])),
+        is_waiting_part=is_waiting_part(
+            PaymentStatus(row["status"]),
+            None if row["reason"] is None else Reason(row["reason"]),
+            has_job=row["job_id"] is not None,
+        ),
     )
 
 

@@ -26,17 +26,22 @@ NOT_ASKED: Final = (
     "no node could be asked what the payer is: where it is an exchange or a contract, ask the payer"
     " where to send it"
 )
+IGNORE_FIRST: Final = "ignore it first: until the refund is final it still counts for its job"
 NOBODY: Final = "it was newly made, by a bridge for instance: ask who paid where to send it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Returnable:
-    """What of a payment is needed to send it back."""
+    """What of a payment is needed to send it back.
+
+    `is_waiting_part`: the rest of a price would make it its job's.
+    """
 
     tx_hash: TxHash
     sender: Address
     recipient: Address
     units: Units
+    is_waiting_part: bool
 
 
 def ready_refund(
@@ -44,7 +49,8 @@ def ready_refund(
 ) -> dict[str, Any]:
     """Return the transfer that sends a payment back, as JSON-like values.
 
-    A transaction from `pay_from` to `token` with `calldata` is recognised by itself.
+    A transaction from `pay_from` to `token` with `calldata` is recognised by itself; `first` is
+    what to do before it is sent.
     """
     envelope = refund_envelope(payment.tx_hash)
     has_payer = payment.sender != ZERO_ADDRESS
@@ -57,6 +63,7 @@ def ready_refund(
         warnings = warnings_of(payee, payer=payment.sender)
     call = transfer_calldata(payment.sender, payment.units) + envelope.hex()
     return {
+        "first": IGNORE_FIRST if payment.is_waiting_part else None,
         "chain_id": settings.chain.chain_id,
         "pay_from": payment.recipient,
         "token": Address(settings.chain.token),

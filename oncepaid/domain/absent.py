@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from oncepaid.domain.chain import TRANSFER_TOPIC, ZERO_ADDRESS, Address, Receipt
+from oncepaid.domain.chain import TRANSFER_TOPIC, ZERO_ADDRESS, Address, Receipt, address_in
 from oncepaid.domain.wording import usdc
 
 MAX_TOLD: Final = 20
@@ -65,17 +65,17 @@ def explain_absent(receipt: Receipt | None, watched: Watched, *, is_known: bool)
 def _moved(receipt: Receipt) -> Iterator[_Moved]:
     for event in receipt.events:
         topics = event.topics
-        if len(topics) == _TOPICS and topics[0] == _TOPIC and len(event.data) == _WORD:
-            yield _Moved(
-                token=event.address,
-                sender=_address(topics[1]),
-                recipient=_address(topics[2]),
-                value=int.from_bytes(event.data),
-            )
-
-
-def _address(topic: bytes) -> Address:
-    return Address("0x" + topic[-20:].hex())
+        if len(topics) != _TOPICS or topics[0] != _TOPIC or len(event.data) != _WORD:
+            continue
+        sender, recipient = address_in(topics[1]), address_in(topics[2])
+        if sender is None or recipient is None:
+            continue
+        yield _Moved(
+            token=event.address,
+            sender=sender,
+            recipient=recipient,
+            value=int.from_bytes(event.data),
+        )
 
 
 def _told(moved: _Moved, number: int, watched: Watched) -> str:

@@ -134,6 +134,11 @@ def time_of(timestamp_ms: int) -> datetime:
     return datetime.fromtimestamp(min(max(timestamp_ms, 0), LATEST_DATETIME_MS) / 1000, tz=UTC)
 
 
+def address_in(word: bytes) -> Address | None:
+    """Return the address in a 32-byte word, or None where its first 12 bytes are not zero."""
+    return None if len(word) != 32 or any(word[:12]) else Address("0x" + word[12:].hex())
+
+
 def parse_address(text: str) -> Address:
     """Return `text` as a lower-case address; raises `ValueError` if it is not one.
 

@@ -1,15 +1,32 @@
 """What an operator may decide about a payment: facts read under locks in, a named outcome out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 from oncepaid.domain.chain import TxHash
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.money import Units
-from oncepaid.domain.payments import PaymentId, PaymentStatus, StoredLog
+from oncepaid.domain.payments import PaymentId, PaymentStatus, Reason, StoredLog
 from oncepaid.domain.wording import listed, usdc
+
+OPEN: Final = (PaymentStatus.UNMATCHED, PaymentStatus.IGNORED)
+"""Only such payments are an operator's: the others count for a job, or may yet."""
+
+UNCREDITED: Final = (PaymentStatus.SEEN, PaymentStatus.MATCHED, *OPEN)
+"""What money that went back closes: no job has it yet, and none may get it any more."""
+
+
+def is_open(status: PaymentStatus, *, is_sent_back: bool) -> bool:
+    """Say whether a payment may be given to a job or sent back."""
+    return status in OPEN and not is_sent_back
+
+
+def is_waiting_part(status: PaymentStatus, reason: Reason | None, *, has_job: bool) -> bool:
+    """Say whether a payment becomes its job's as soon as the rest of the price arrives."""
+    return status is PaymentStatus.UNMATCHED and reason is Reason.UNDERPAID and has_job
 
 
 class Obstacle(StrEnum):
@@ -20,7 +37,8 @@ class Obstacle(StrEnum):
     UNDECIDED = "undecided"
     """The payment is `seen`: the daemon decides it, and may be at it."""
     PAYS_A_JOB = "pays_a_job"
-    """It is `matched` or `credited`: money that counts is not an operator's to move."""
+    """It is `matched` or `credited`: money that counts is not an operator's to move. What is only
+    `matched` is closed where it went back all the same."""
     ORPHANED = "orphaned"
     """Its block left the chain."""
     SENT_BACK = "sent_back"
@@ -76,10 +94,25 @@ class DeskJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Twins:
+    """All rows of a payment's transfer, itself among them: a reorganisation may have left some.
+
+    `came_again` is another one than the payment that is on the chain.
+    """
+
+    ids: tuple[PaymentId, ...]
+    came_again: PaymentId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """To be done. `lower_price_to` is what the job shall cost from now on, None: as before."""
+    """To be done. `lower_price_to` is what the job shall cost from now on, None: as before.
+
+    `is_recorded`: the transfer that sent the payment back is known already.
+    """
 
     lower_price_to: Units | None = None
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +130,19 @@ class Refused:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """The transfer is to be recorded, for the money did go back; the payment stays as it is.
+
+    `obstacle` is what forbids to close it.
+    """
+
+    obstacle: Obstacle
+    sentence: str
+
+
 Ruling = Allowed | Already | Refused
+RefundRuling = Ruling | Recorded
 
 
 def decide_assignment(payment: DeskPayment, job: DeskJob, *, accept_short: bool) -> Ruling:
@@ -123,45 +168,57 @@ def decide_ignoring(payment: DeskPayment) -> Ruling:
 
 
 def decide_refund(
-    payment: DeskPayment, tx_hash: TxHash, *, serves: PaymentId | None = None
-) -> Ruling:
+    payment: DeskPayment,
+    tx_hash: TxHash,
+    *,
+    serves: PaymentId | None = None,
+    is_watched: bool = False,
+) -> RefundRuling:
     """Decide whether a payment may be closed as sent back by a transfer of a transaction.
 
-    `serves` is another payment that this transfer sent back.
+    The money is gone: what is not credited yet must never be. `serves` is another payment that
+    this transfer sent back. `is_watched`: the transfer itself names the payment, and is recorded
+    also where that forbids to close it.
     """
     if serves is not None:
         return Refused(
             obstacle=Obstacle.TRANSFER_TAKEN,
             sentence=f"{tx_hash} sent back payment {serves}: it cannot be payment {payment.id}'s",
         )
-    if payment.sent_back == tx_hash:
+    is_recorded = payment.sent_back == tx_hash
+    if is_recorded:
         if payment.status is PaymentStatus.REFUNDED:
             return Already(sentence=f"payment {payment.id} is closed as sent back by it already")
-        # It was recognised while the payment still counted for a job.
+        # It was recognised while the payment counted for a job, or was off the chain.
         payment = replace(payment, sent_back=None)
-    return _closed(payment, ignored_is_open=True) or Allowed()
+    is_uncredited = payment.status in UNCREDITED and payment.sent_back is None
+    closed = None if is_uncredited else _closed(payment, ignored_is_open=True)
+    if closed is None:
+        return Allowed(is_recorded=is_recorded)
+    if is_watched and not is_recorded and payment.sent_back is None:
+        return Recorded(obstacle=closed.obstacle, sentence=closed.sentence)
+    return closed
 
 
-def same_transfer(log: StoredLog, logs: Sequence[StoredLog]) -> list[PaymentId]:
-    """Return the payments among those of one transaction that are the same transfer as `log`'s.
+def twins_in(known: Sequence[tuple[StoredLog, PaymentStatus]]) -> dict[PaymentId, Twins]:
+    """Return for each payment of one transaction which of them are the same transfer.
 
     A reorganisation that mines the transaction again makes a new payment of each of its transfers,
-    in another block and perhaps at another log index.
+    in another block and perhaps at another log index. What stays is the transfer, and which of
+    several alike in its block it is.
     """
-    place = _place(log, logs)
-    return [other.id for other in logs if _place(other, logs) == place]
+    before: Counter[tuple[object, ...]] = Counter()
+    same: dict[tuple[object, ...], list[tuple[PaymentId, PaymentStatus]]] = {}
+    for log, status in sorted(known, key=lambda found: found[0].log_index):
+        what = (log.tx_hash, log.sender, log.recipient, log.units)
+        same.setdefault((*what, before[log.block, *what]), []).append((log.id, status))
+        before[log.block, *what] += 1
+    return {one: _twins_of(one, rows) for rows in same.values() for one, _ in rows}
 
 
-def _place(log: StoredLog, logs: Sequence[StoredLog]) -> tuple[object, ...]:
-    """What a reorganisation leaves as it was: the transfer, and which of several alike it is."""
-    what = (log.tx_hash, log.sender, log.recipient, log.units)
-    before = sum(
-        other.block == log.block
-        and (other.tx_hash, other.sender, other.recipient, other.units) == what
-        and other.log_index < log.log_index
-        for other in logs
-    )
-    return (*what, before)
+def _twins_of(one: PaymentId, rows: Sequence[tuple[PaymentId, PaymentStatus]]) -> Twins:
+    again = [id_ for id_, status in rows if status is not PaymentStatus.ORPHANED and id_ != one]
+    return Twins(ids=tuple(sorted(id_ for id_, _ in rows)), came_again=min(again, default=None))
 
 
 def _closed(payment: DeskPayment, *, ignored_is_open: bool) -> Refused | None:
@@ -211,15 +268,14 @@ def _decide_for_job(payment: DeskPayment, job: DeskJob, *, accept_short: bool) -
         )
     if terms.price is None:
         return Refused(obstacle=Obstacle.JOB_NOT_PAYABLE, sentence=f"{name} has no price")
-    if not terms.awaits_payment or terms.covered >= max(terms.price, 1):
+    if terms.is_paid:
         return Refused(obstacle=Obstacle.JOB_TAKES_NOTHING, sentence=_why_it_takes_nothing(job))
-    together = Units(payment.units + terms.partial + terms.covered)
+    together = Units(payment.units + terms.gathered)
     if together >= terms.price:
         return Allowed()
     if accept_short:
         return Allowed(lower_price_to=together)
-    others = terms.partial + terms.covered
-    also = f" with the {usdc(others)} that wait on it" if others else ""
+    also = f" with the {usdc(terms.gathered)} that wait on it" if terms.gathered else ""
     return Refused(
         obstacle=Obstacle.SHORT,
         sentence=f"payment {payment.id} has {usdc(payment.units)}: for {name}, which costs"

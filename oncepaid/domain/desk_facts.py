@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from oncepaid.domain.chain import Address, TxHash
-from oncepaid.domain.desk import DeskJob
+from oncepaid.domain.desk import DeskJob, is_open, is_waiting_part
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import Evidence, PaymentId, PaymentStatus, Reason, StoredLog
 
@@ -20,10 +20,14 @@ class ReadChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clue:
-    """A piece of evidence and the job that it leads to, None where it leads to none."""
+    """A piece of evidence and the job that it leads to, None where it leads to none.
+
+    `bound_at` is when its reference was bound to that; None for a memo, which is the job's own.
+    """
 
     piece: Evidence
     job: DeskJob | None
+    bound_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,6 @@ class SentBack:
     recipient: Address
     units: Units
     recognised_by: str
-    at: datetime
     warnings: tuple[str, ...] = ()
 
 
@@ -62,6 +65,7 @@ class PaymentFacts:
     status: PaymentStatus
     reason: Reason | None
     transfers_in_tx: int
+    matched_at: datetime | None = None
     job: DeskJob | None = None
     clues: tuple[Clue, ...] = ()
     was: PaymentStatus | None = None
@@ -72,7 +76,16 @@ class PaymentFacts:
     handled: tuple[Handled, ...] = ()
 
     @property
+    def is_short_of_an_amount(self) -> bool:
+        """Whether it is taken for a unique amount, of which job nobody knows, less some fee."""
+        return self.reason is Reason.UNDERPAID and self.job is None
+
+    @property
     def is_open(self) -> bool:
         """Whether it may be given to a job or sent back."""
-        may = (PaymentStatus.UNMATCHED, PaymentStatus.IGNORED)
-        return self.status in may and self.sent_back is None
+        return is_open(self.status, is_sent_back=self.sent_back is not None)
+
+    @property
+    def is_waiting_part(self) -> bool:
+        """Whether it counts for its job as soon as the rest arrives."""
+        return is_waiting_part(self.status, self.reason, has_job=self.job is not None)

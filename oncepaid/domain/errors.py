@@ -48,7 +48,10 @@ class WrongChain(NodeUnavailable):
 
 
 class RangeRefused(Retryable):
-    """The node will not serve `eth_getLogs` over so many blocks or logs; ask for fewer."""
+    """The node will not serve so much at once: `eth_getLogs` over fewer blocks may do.
+
+    Of a single receipt it says that this one is too large.
+    """
 
 
 class BatchRefused(Retryable):

@@ -1,22 +1,16 @@
-"""What was seen of a payment, what was decided and by which rule, and what to do: in sentences."""
+"""What was seen of a payment, what was decided, and what to do: in sentences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from oncepaid.domain.desk import UNCREDITED
 from oncepaid.domain.desk_facts import Clue, Handled, PaymentFacts, ReadChain, SentBack
-from oncepaid.domain.finality import (
-    Aged,
-    Finalized,
-    Included,
-    Requirement,
-    Safe,
-    Tier,
-    requirement_for,
-)
+from oncepaid.domain.explaining_decision import decision_sentences
+from oncepaid.domain.finality import Tier
 from oncepaid.domain.nearest import NearJob
 from oncepaid.domain.payments import MemoSource, PaymentStatus, Reason, Signer
-from oncepaid.domain.wording import moment, span, usdc
+from oncepaid.domain.wording import moment, usdc
 
 _PLACES: Final[Mapping[MemoSource, str]] = {
     MemoSource.AUTHORIZATION: "in the authorization that moved the money",
@@ -36,7 +30,7 @@ _NEXT: Final[Mapping[Reason, str]] = {
     Reason.LATE: "If the job is still to be done for it, assign it, which overrules the time; else"
     " send it back.",
     Reason.UNDERPAID: "Wait for the rest; or assign it with --accept-short, which lowers the job's"
-    " price; or send it back.",
+    " price; or ignore it, and send it back.",
     Reason.DUPLICATE: "Send it back, or assign it to another job of the same payer.",
     Reason.AMBIGUOUS_AMOUNT: "Ask the payer which of these jobs it is for, and assign it.",
     Reason.MEMO_CONFLICT: "Only the payer can say which of the jobs it is for: ask, and assign it.",
@@ -49,6 +43,10 @@ _NEXT: Final[Mapping[Reason, str]] = {
     " the same, assign it.",
     Reason.JOB_NOT_PAYABLE: "Give the job a price (jobs.price_usdc), and assign the payment to it.",
 }
+_SHORT: Final = (
+    "Ask the payer whether it is for one of the nearest jobs; then assign it with --accept-short,"
+    " which lowers the job's price, or send it back."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +82,7 @@ def explain_payment(
         seen=_seen(facts, chain),
         evidence=tuple(map(_clue, facts.clues))
         or ("It carries no memo, and no other reference to a job.",),
-        decision=(*_decision(facts, chain, tiers),),
+        decision=(*decision_sentences(facts, near, chain, tiers),),
         handled=tuple(handled),
         next_step=_next_step(facts),
         near=tuple(found.sentence for found in near),
@@ -140,101 +138,6 @@ def _signed(clue: Clue) -> str:
             assert_never(clue.piece.signer)
 
 
-def _decision(facts: PaymentFacts, chain: ReadChain, tiers: Sequence[Tier]) -> Iterator[str]:
-    match facts.status:
-        case PaymentStatus.SEEN:
-            yield "Nothing is decided about it yet."
-        case PaymentStatus.UNMATCHED:
-            yield from _refusal(facts)
-        case PaymentStatus.MATCHED:
-            yield _rule(facts)
-            yield from _waiting(facts, chain, tiers)
-        case PaymentStatus.CREDITED:
-            yield _rule(facts)
-            yield f"It was credited to {_job(facts)}."
-        case PaymentStatus.ORPHANED:
-            yield from _orphaned(facts)
-        case PaymentStatus.REFUNDED:
-            yield "It was sent back; nothing is owed for it."
-        case PaymentStatus.IGNORED:
-            yield "An operator decided that nothing is owed for it."
-        case _:
-            assert_never(facts.status)
-
-
-def _refusal(facts: PaymentFacts) -> Iterator[str]:
-    assert facts.reason is not None, "the table knows no unmatched payment without a reason"
-    speaks = "" if facts.job is None else f" It speaks of {_job(facts)}."
-    yield f"It pays no job, {facts.reason}: {facts.reason.sentence}{speaks}"
-    if facts.reason is Reason.UNDERPAID and facts.job is None:
-        yield "It misses a job's unique amount by little, as where an exchange has taken its fee."
-    if facts.reason is Reason.THIRD_PARTY_MEMO and facts.transfers_in_tx != 1:
-        yield f"It is one of {facts.transfers_in_tx} transfers to this address in its transaction."
-
-
-def _rule(facts: PaymentFacts) -> str:
-    """Say which of the matcher's rules led to the payment's job."""
-    ours = [
-        clue.piece
-        for clue in facts.clues
-        if clue.job is not None
-        and facts.job is not None
-        and clue.job.terms.id == facts.job.terms.id
-    ]
-    signers = {piece.signer for piece in ours}
-    if Signer.OPERATOR in signers:
-        why = "an operator gave it to that job, which overrules everything but the price"
-    elif Signer.PAYER in signers:
-        why = "what the payer signed names that job, which binds by itself"
-    elif signers:
-        why = (
-            "somebody else attached that job's memo, which binds with the exact amount, a single"
-            " transfer and no contradiction"
-        )
-    else:
-        why = "no other job waits for exactly this amount"
-    return f"It pays {_job(facts)}: {why}."
-
-
-def _waiting(facts: PaymentFacts, chain: ReadChain, tiers: Sequence[Tier]) -> Iterator[str]:
-    if chain.conflict is not None:
-        yield f"Nothing is credited while the chain is in conflict: {chain.conflict}."
-        return
-    together = facts.log.units + (facts.job.terms.covered if facts.job else 0)
-    yield f"It is credited once {_required(requirement_for(together, tiers))}."
-
-
-def _required(require: Requirement) -> str:
-    match require:
-        case Included():
-            return "its block is read, which is now"
-        case Aged(age=age):
-            return f"{span(age)} of the chain's time lie on top of its block"
-        case Safe():
-            return "its block is safe, which takes about 2 minutes"
-        case Finalized():
-            return "its block is finalized, which takes about 20 minutes"
-        case _:
-            assert_never(require)
-
-
-def _orphaned(facts: PaymentFacts) -> Iterator[str]:
-    yield (
-        "Its block left the chain: the money did not arrive"
-        if facts.came_again is None
-        else f"Its block left the chain; its transfer was mined again and is payment"
-        f" {facts.came_again} now"
-    ) + "."
-    if facts.was is not PaymentStatus.CREDITED:
-        return
-    if not facts.is_reversed:
-        yield f"It had been credited to {_job(facts)}, which is about to be taken back."
-    elif facts.is_lost:
-        yield f"It had been credited to {_job(facts)}, whose work was begun: that is a loss."
-    else:
-        yield f"It had been credited to {_job(facts)}, which was taken back."
-
-
 def _next_step(facts: PaymentFacts) -> str | None:
     """Say what an operator may do now; None where nothing is left to him."""
     if facts.sent_back is not None:
@@ -247,7 +150,7 @@ def _next_step(facts: PaymentFacts) -> str | None:
             )
         case PaymentStatus.UNMATCHED:
             assert facts.reason is not None, "the table knows no unmatched payment without a reason"
-            return _NEXT[facts.reason]
+            return _SHORT if facts.is_short_of_an_amount else _NEXT[facts.reason]
         case PaymentStatus.IGNORED:
             return "It can still be assigned or sent back."
         case PaymentStatus.ORPHANED if facts.is_lost:
@@ -264,15 +167,11 @@ def _next_step(facts: PaymentFacts) -> str | None:
 
 
 def _next_step_after_refund(facts: PaymentFacts) -> str | None:
-    match facts.status:
-        case PaymentStatus.UNMATCHED | PaymentStatus.IGNORED:
-            return "Close it by `oncepaid payment refund` with that transaction."
-        case PaymentStatus.SEEN | PaymentStatus.MATCHED | PaymentStatus.CREDITED:
-            return "It went back and counts for a job all the same: stop the job, or bill it anew."
-        case PaymentStatus.ORPHANED | PaymentStatus.REFUNDED:
-            return None
-        case _:
-            assert_never(facts.status)
+    if facts.status in UNCREDITED:
+        return "Close it by `oncepaid payment refund` with that transaction."
+    if facts.status in (PaymentStatus.ORPHANED, PaymentStatus.REFUNDED):
+        return None
+    return "It went back and counts for a job all the same: stop the job, or bill it anew."
 
 
 def _handled(done: Handled) -> str:
@@ -286,9 +185,3 @@ def _sent_back(facts: PaymentFacts, sent: SentBack) -> str:
         f"{usdc(sent.units)} went back to {sent.recipient} in {sent.tx_hash}, recognised by"
         f" {sent.recognised_by}.{odd}"
     )
-
-
-def _job(facts: PaymentFacts) -> str:
-    if facts.job is None:
-        return "a job that is no longer there"
-    return f"job {facts.job.terms.id} ({facts.job.uuid}, {facts.job.status})"

@@ -84,8 +84,19 @@ class JobTerms:
     expires_at: datetime
     covered: Units
     partial: Units
-    references: frozenset[Reference] = frozenset()
-    amount_after_block: int = -1
+    references: frozenset[Reference]
+    amount_after_block: int
+
+    @property
+    def gathered(self) -> Units:
+        """What there is for it: what counts already, and what waits for the rest."""
+        return Units(self.covered + self.partial)
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether it takes no more money. One without a price is never paid by any."""
+        is_covered = self.price is not None and self.covered >= max(self.price, 1)
+        return is_covered or not self.awaits_payment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

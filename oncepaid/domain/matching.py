@@ -99,7 +99,7 @@ class OpenJobs:
             return
         match decision:
             case Matched():
-                covered = Units(job.covered + job.partial + payment.units)
+                covered = Units(job.gathered + payment.units)
                 self._by_id[job.id] = replace(job, covered=covered, partial=Units(0))
             case Unmatched(reason=Reason.UNDERPAID):
                 partial = Units(job.partial + payment.units)
@@ -142,7 +142,7 @@ def decide(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules) -> Decisi
     if payment.sender == payment.recipient or payment.sender in ours:
         return Unmatched(reason=Reason.OWN_ADDRESS)
     strongest = [naming for naming in named if naming.piece.signer is Signer.PAYER] or named
-    if not strongest:
+    if not strongest or _is_foreign_envelope(strongest, payment, jobs, rules):
         return _decide_by_amount(payment, jobs, rules)
     if len({naming.name for naming in strongest}) > 1:
         return Unmatched(reason=Reason.MEMO_CONFLICT)
@@ -167,13 +167,23 @@ def _named(evidence: Sequence[Evidence], jobs: OpenJobs) -> list[_Naming]:
     return [naming for naming in found if naming.job is not None or naming.piece.memo is not None]
 
 
+def _is_foreign_envelope(
+    named: Sequence[_Naming], payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules
+) -> bool:
+    """Say whether it is bytes of a relayer that mean nothing to us, around an amount that does."""
+    means_nothing = all(n.job is None and n.piece.signer is Signer.THIRD_PARTY for n in named)
+    if not means_nothing or not _may_speak_by_amount(payment, rules):
+        return False
+    return len(_waiting_for(payment, jobs, rules)) == 1
+
+
 def _decide_assigned(payment: SeenPayment, job: JobTerms | None) -> Decision:
     """An operator's word overrules time, sender and recipient, and not what a job costs."""
     if job is None:
         return Unmatched(reason=Reason.UNKNOWN_MEMO)
     if job.price is None:
         return Unmatched(reason=Reason.JOB_NOT_PAYABLE, job_id=job.id)
-    if _is_paid(job, job.price):
+    if job.is_paid:
         return Unmatched(reason=Reason.DUPLICATE, job_id=job.id)
     return _decide_by_sum(payment, job, job.price, keep_any_part=True)
 
@@ -190,15 +200,15 @@ def _decide_by_name(
         return Unmatched(reason=refusal, job_id=job.id)
     assert job.price is not None  # `_refusal` names a job without a price
     company = min(naming.piece.company for naming in named)
+    # An amount is the payer's own word, and may name another job.
+    is_contradicted = any(other.id != job.id for other in _waiting_for(payment, jobs, rules))
     if named[0].piece.signer is not Signer.PAYER:
         is_exact = payment.units in (job.price, job.unique_amount)
         is_alone = company == 1 and payment.transfers_in_tx == 1
-        # An amount is the payer's own word, and may name another job.
-        is_contradicted = any(other.id != job.id for other in _waiting_for(payment, jobs))
         if is_contradicted or not (is_exact and is_alone):
             return Unmatched(reason=Reason.THIRD_PARTY_MEMO, job_id=job.id)
     # Where amount and memo name the same job, nothing is left to be told apart.
-    elif company != 1 and payment.units != job.unique_amount:
+    elif company != 1 and (is_contradicted or payment.units != job.unique_amount):
         return Unmatched(reason=Reason.SHARED_MEMO, job_id=job.id)
     return _decide_by_sum(payment, job, job.price)
 
@@ -207,7 +217,7 @@ def _decide_by_sum(
     payment: SeenPayment, job: JobTerms, price: Units, *, keep_any_part: bool = False
 ) -> Decision:
     # What is matched already counts too: a reorganisation may have taken the rest of its sum.
-    if payment.units + job.partial + job.covered >= price:
+    if payment.units + job.gathered >= price:
         return Matched(job_id=job.id)
     if payment.units * MOST_PARTIALS < price and not keep_any_part:
         return Unmatched(reason=Reason.DUST, job_id=job.id)
@@ -215,14 +225,16 @@ def _decide_by_sum(
 
 
 def _decide_by_amount(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules) -> Decision:
-    # Minted money (a bridge, say) is nobody's transfer: its amount is no statement of a payer.
-    if not rules.amount_fallback or payment.sender == ZERO_ADDRESS:
+    if not _may_speak_by_amount(payment, rules):
         return Unmatched(reason=Reason.NO_MEMO)
-    match _waiting_for(payment, jobs):
+    match _waiting_for(payment, jobs, rules):
         case [] if _is_short(payment):
             return Unmatched(reason=Reason.UNDERPAID)
         case []:
             return Unmatched(reason=Reason.NO_MEMO)
+        # Who pays the other job may have left out its millionths.
+        case [_] if payment.is_a_price:
+            return Unmatched(reason=Reason.AMBIGUOUS_AMOUNT)
         case [job]:
             refusal = _refusal(payment, job, rules)
             if refusal is not None:
@@ -234,12 +246,17 @@ def _decide_by_amount(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules
             return Unmatched(reason=Reason.AMBIGUOUS_AMOUNT)
 
 
-def _waiting_for(payment: SeenPayment, jobs: OpenJobs) -> list[JobTerms]:
+def _may_speak_by_amount(payment: SeenPayment, rules: MatchingRules) -> bool:
+    # Minted money (a bridge, say) is nobody's transfer: its amount is no statement of a payer.
+    return rules.amount_fallback and payment.sender != ZERO_ADDRESS
+
+
+def _waiting_for(payment: SeenPayment, jobs: OpenJobs, rules: MatchingRules) -> list[JobTerms]:
     """Return the jobs whose unique amount it is, and was when it was paid."""
     return [
         job
         for job in jobs.by_amount(payment.units)
-        if _fits_recipient(payment, job) and payment.block_number > job.amount_after_block
+        if _fits_recipient(payment, job, rules) and payment.block_number > job.amount_after_block
     ]
 
 
@@ -254,11 +271,11 @@ def _is_short(payment: SeenPayment) -> bool:
 
 def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reason | None:
     """Return why this job cannot take this payment, whatever its amount."""
-    if not _fits_recipient(payment, job):
+    if not _fits_recipient(payment, job, rules):
         return Reason.WRONG_RECIPIENT
     if job.price is None:
         return Reason.JOB_NOT_PAYABLE
-    if _is_paid(job, job.price):
+    if job.is_paid:
         return Reason.DUPLICATE
     # A difference cannot overflow; a host may store an expiry of `infinity`.
     if payment.block_time - job.expires_at > rules.late_grace:
@@ -266,9 +283,11 @@ def _refusal(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> Reaso
     return None
 
 
-def _is_paid(job: JobTerms, price: Units) -> bool:
-    return not job.awaits_payment or job.covered >= max(price, 1)
+def _fits_recipient(payment: SeenPayment, job: JobTerms, rules: MatchingRules) -> bool:
+    """Say whether the money went where the job wants it: to `pay_to`, else to any address of ours.
 
-
-def _fits_recipient(payment: SeenPayment, job: JobTerms) -> bool:
-    return job.pay_to is None or job.pay_to == payment.recipient
+    Who observes every recipient has named none of his own: then everybody could pay himself.
+    """
+    if job.pay_to is None:
+        return rules.recipients is not None
+    return job.pay_to == payment.recipient

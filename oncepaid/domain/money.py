@@ -49,6 +49,11 @@ def units_of_price(price_usdc: Decimal | None) -> Units | None:
     return parse_usdc(price_usdc.quantize(Decimal(1).scaleb(-USDC_DECIMALS), rounding=ROUND_UP))
 
 
+def excess(units: Units, *, price: Units, unique_amount: Units | None) -> Units:
+    """Return what a sum is above a price; a job's unique amount is what we asked for."""
+    return Units(0 if units == unique_amount else max(units - price, 0))
+
+
 def format_usdc(units: int) -> str:
     """Return `1500000` as `"1.500000"`: always 6 decimals, no separators, `-` for a negative."""
     whole, fraction = divmod(abs(units), UNITS_PER_USDC)

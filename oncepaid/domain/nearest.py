@@ -72,7 +72,7 @@ def missing(job: DeskJob) -> Units | None:
     """Return what a job still waits for; None where it has no price."""
     if job.terms.price is None:
         return None
-    return Units(max(job.terms.price - job.terms.covered - job.terms.partial, 0))
+    return Units(max(job.terms.price - job.terms.gathered, 0))
 
 
 def _difference(money: Money, job: DeskJob, by: Nearness) -> int:

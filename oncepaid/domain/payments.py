@@ -43,9 +43,15 @@ class Reason(StrEnum):
     UNKNOWN_MEMO = "unknown_memo", "Its memo names no job of this database."
     WRONG_RECIPIENT = "wrong_recipient", "Its memo names a job that is paid at another address."
     LATE = "late", "Its block is younger than the job's expiry and the grace after it."
-    UNDERPAID = "underpaid", "It is less than the price; it counts when the rest arrives in time."
+    UNDERPAID = (
+        "underpaid",
+        "It is less than a price; where it names a job, it counts when the rest arrives in time.",
+    )
     DUPLICATE = "duplicate", "The job that it names was paid already, or is no longer open."
-    AMBIGUOUS_AMOUNT = "ambiguous_amount", "More than one open job waits for exactly this amount."
+    AMBIGUOUS_AMOUNT = (
+        "ambiguous_amount",
+        "More than one open job waits for exactly this amount, as its unique amount or its price.",
+    )
     MEMO_CONFLICT = "memo_conflict", "It carries the memos of different jobs."
     THIRD_PARTY_MEMO = (
         "third_party_memo",
@@ -154,7 +160,8 @@ class SeenPayment:
     """A stored payment as the matcher decides on it.
 
     `nearest_above` is the price of the job that waits for the smallest unique amount above its own;
-    only looked up where there is no evidence.
+    only looked up where there is no evidence. `is_a_price`: it is exactly the price of a job that
+    waits for another amount; only looked up where it is some job's unique amount.
     """
 
     id: PaymentId
@@ -164,8 +171,9 @@ class SeenPayment:
     block_time: datetime
     evidence: tuple[Evidence, ...]
     transfers_in_tx: int
-    block_number: int = 0
+    block_number: int
     nearest_above: Units | None = None
+    is_a_price: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

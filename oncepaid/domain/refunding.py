@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Final, NewType
 
 from oncepaid.domain.chain import Address, BlockRef, Header, TransferLog, TxHash
+from oncepaid.domain.desk import OPEN, UNCREDITED
 from oncepaid.domain.memo import MEMO_BYTES, found_in_tail, sealed
 from oncepaid.domain.payments import PaymentId, PaymentStatus, StoredLog
 from oncepaid.domain.wording import span
@@ -34,9 +35,6 @@ MAX_NAMES: Final = 16
 
 BUSY_SENDER: Final = 10_000
 """Who sent more transactions than this is hardly a person: often an exchange's hot wallet."""
-
-OPEN: Final = (PaymentStatus.UNMATCHED, PaymentStatus.IGNORED)
-"""Only such payments are closed by a refund: the others count for a job, or may yet."""
 
 
 def refund_envelope(tx_hash: TxHash) -> bytes:
@@ -96,6 +94,20 @@ class RefundRefused:
 
     reason: RefundRefusal
     payment: PaymentId | None = None
+
+
+def names_to_look_for(
+    names: Sequence[RefundName], *, is_signed: bool
+) -> Sequence[RefundName] | RefundRefused:
+    """Return what a transfer of ours is to be judged by; nothing where it names nothing.
+
+    `is_signed`: the recipient whose money it moves signed the names.
+    """
+    if len(names) > MAX_NAMES:
+        return RefundRefused(reason=RefundRefusal.TOO_MANY_NAMES)
+    if names and not is_signed:
+        return RefundRefused(reason=RefundRefusal.NOT_SIGNED)
+    return names
 
 
 # The nearer a transfer comes to being a refund, the later its refusal stands here.
@@ -161,7 +173,8 @@ def find_refunded(
 ) -> Refunded | RefundKnown | RefundRefused:
     """Say which payment a transfer sends back, of those in the transactions that it names.
 
-    Of several that fit: one that is open, else one that counts, else one that was orphaned.
+    Of several that fit: one that is open, else one that is not credited yet, else one that is,
+    else one that was orphaned.
     """
     if not named:
         return RefundRefused(reason=RefundRefusal.UNKNOWN_PAYMENT)
@@ -178,9 +191,9 @@ def find_refunded(
     return nearest_refusal(refusals)
 
 
-def _rank(payment: NamedPayment) -> tuple[bool, bool, PaymentId]:
+def _rank(payment: NamedPayment) -> tuple[bool, bool, bool, PaymentId]:
     is_gone = payment.status is PaymentStatus.ORPHANED
-    return is_gone, payment.status not in OPEN, payment.log.id
+    return is_gone, payment.status not in UNCREDITED, payment.status not in OPEN, payment.log.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,10 +72,11 @@ async def test_check_says_what_is_right_and_what_is_not(world: World) -> None:
     }
     assert all(line["ok"] for line in good.values())
     path = world.folder / "bad.toml"
-    nowhere = ["http://127.0.0.1:9"]
-    path.write_text(config_of(world.stack, world.database_url, chain={"http_urls": nowhere}))
+    odd = {"http_urls": ["http://127.0.0.1:9"], "recipients": ["*"]}
+    path.write_text(config_of(world.stack, world.database_url, chain=odd))
     code, out, _ = await run("check", "--config", str(path), cwd=world.folder)
     assert code == 1
+    assert "ok    settings: chain.recipients is *: only jobs with pay_to can be paid" in out
     assert "FAIL  node 127.0.0.1:9: " in out
     assert "ok    database: " in out
 

@@ -8,7 +8,12 @@ import pytest
 
 from tests.fuzzing.targets import TARGETS
 
-RUNS = {"calldata": 150_000, "suffixes": 1_000_000, "answers": 200_000}
+RUNS = {
+    "calldata": 150_000,
+    "references": 100_000,
+    "suffixes": 1_000_000,
+    "answers": 200_000,
+}
 
 
 @pytest.mark.slow

@@ -4,6 +4,12 @@ import json
 from pathlib import Path
 from typing import Final
 
+from eth_abi.abi import encode
+
+from tests.fuzzing.receipts import ENVELOPE, packed
+from tests.unit.listener.contract_logs import COMMERCE, FEES, INFO_TYPE, STORE, Logs, payment_info
+from tests.unit.samples import STRANGER
+
 FIXTURES: Final = Path(__file__).parent.parent / "fixtures"
 SUFFIXES: Final = (
     "62617365617070" + "07" + "00" + "8021" * 8,
@@ -29,10 +35,21 @@ def write_dictionary(file: Path) -> None:
 
 def write_corpus(target: str, folder: Path) -> int:
     """Write a file for each beginning of a target; returns how many."""
-    beginnings = {"calldata": _calls, "suffixes": _suffixes, "answers": _answers}[target]()
+    beginnings = beginnings_of(target)
     for number, data in enumerate(beginnings):
         (folder / f"{number:05}").write_bytes(data)
     return len(beginnings)
+
+
+def beginnings_of(target: str) -> list[bytes]:
+    """Return the inputs that a target begins with."""
+    make = {
+        "calldata": _calls,
+        "references": _receipts,
+        "suffixes": _suffixes,
+        "answers": _answers,
+    }
+    return make[target]()
 
 
 def _transactions() -> list[dict[str, object]]:
@@ -56,6 +73,55 @@ def _suffixes() -> list[bytes]:
     return [bytes.fromhex(suffix) for suffix in SUFFIXES] + [
         bytes.fromhex(str(tx["input"])[2:])[-300:] for tx in _transactions()
     ]
+
+
+def _receipts() -> list[bytes]:
+    """Each kind of event with its transfers, then all of them in one transaction."""
+    info = payment_info(ENVELOPE.ljust(32, b"\0"))
+    calldata = encode([INFO_TYPE, "uint256"], [tuple(info.values()), 5])
+    kinds = (_request, _commerce, _escrow, _memo)
+    made = []
+    for emitted in (*((kind,) for kind in kinds), kinds):
+        logs = Logs(first=0)
+        for emit in emitted:
+            emit(logs)
+        made += [packed(before, logs.events) for before in (b"", ENVELOPE, calldata)]
+    return made
+
+
+def _request(logs: Logs) -> None:
+    logs.transfer(5)
+    logs.transfer(1, to=FEES)
+    logs.request(ENVELOPE, 5, fee=1)
+    logs.transfer(6)
+    logs.plain_request(ENVELOPE.ljust(32, b"\0"), 6)
+
+
+def _commerce(logs: Logs) -> None:
+    logs.transfer(7, to=COMMERCE)
+    logs.transfer(7, sender=COMMERCE)
+    logs.transferred(bytes(range(16)), 7)
+    logs.transfer(8, sender=STRANGER)
+    logs.transferred(bytes(range(16)), 9, currency=STRANGER)
+
+
+def _escrow(logs: Logs) -> None:
+    info = payment_info(ENVELOPE.ljust(32, b"\0"))
+    logs.captured(info, 12, fee=2)
+    logs.transfer(10, sender=STORE)
+    logs.authorized(info, 9)
+    logs.transfer(9, to=STORE)
+    logs.captured(info, 9)
+    logs.transfer(9, sender=STORE)
+    logs.charged(info, 10, fee_bps=500)
+    logs.transfer(10, sender=STORE)
+
+
+def _memo(logs: Logs) -> None:
+    logs.transfer(11)
+    logs.memo(ENVELOPE.ljust(32, b"\0"))
+    logs.transfer(12)
+    logs.memo(bytes(range(32)), caller=STRANGER)
 
 
 def _answers() -> list[bytes]:

@@ -21,6 +21,7 @@ from tests.simulation.memory_rows import (
     CursorRow,
     PaymentRow,
     Tables,
+    chains_of,
     inherit,
     operators_of,
     revive,
@@ -223,10 +224,11 @@ class ChainSide:
                     inherit(row, last)
             elif row.status == "orphaned":
                 row.evidence = row.evidence or payment.evidence
-                row.evidence += tuple(word for word in words if word not in row.evidence)
+                if words:
+                    row.evidence = (*chains_of(row), *words)
                 revive(row, last or row)
-            elif row.is_bare and payment.evidence:
-                row.evidence = payment.evidence
+            elif row.is_bare and (payment.evidence or words):
+                row.evidence = payment.evidence + words
                 row.see_again()
             else:
                 continue
@@ -236,25 +238,19 @@ class ChainSide:
     def _last_time(
         self, payment: ObservedPayment, payments: Sequence[ObservedPayment]
     ) -> PaymentRow | None:
-        """Return what a transfer was when its transaction last left the chain."""
+        """Return the row of a transfer of which something was decided, the newest of them."""
         mine = row_of(PaymentId(0), payment)
-        batch = [row_of(PaymentId(0), p) for p in payments if p.log.block == payment.log.block]
-        told = {row.log.log_index for row in batch if row.equals == mine.equals}
-        of = [row for row in self._t.payments.values() if row.equals == mine.equals]
-        found = []
-        for row in of:
-            if row.status != "orphaned":
-                continue
-            if row.log.block.hash == mine.log.block.hash:
-                is_it = row.key == mine.key
-            else:
-                stored = {r.log.log_index for r in of if r.log.block.hash == mine.log.block.hash}
-                before = [n for n in told | stored if n < mine.log.log_index]
-                others = [r for r in of if r.log.block.hash == row.log.block.hash]
-                is_it = len(before) == sum(r.log.log_index < row.log.log_index for r in others)
-            if is_it:
-                found.append(row)
-        return max(found, key=lambda row: row.orphaned_at, default=None)
+        told = [row_of(PaymentId(0), p) for p in payments]
+        equals = [r for r in (*told, *self._t.payments.values()) if r.equals == mine.equals]
+
+        def place(row: PaymentRow) -> int:
+            keys = {r.key for r in equals if r.log.block.hash == row.log.block.hash}
+            return sum(key < row.key for key in keys)
+
+        found = [row for row in equals if row.is_decided and place(row) == place(mine)]
+        return max(
+            found, key=lambda r: (r.orphaned_from == "refunded", r.orphaned_at), default=None
+        )
 
     def _orphan(self, payments: Sequence[PaymentId]) -> list[OrphanedPayment]:
         orphaned = []

@@ -1,6 +1,6 @@
 """The ledger in memory, the side of the money: matching, crediting, reversing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, assert_never
 
 from db.audit import Note
@@ -8,7 +8,7 @@ from db.bindings import AlreadyBound, Binding, Bound, BoundToAnother, NoSuchJob
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import DecidedPayment, Decision, Matched, Unmatched
 from oncepaid.domain.memo import Reference
-from oncepaid.domain.money import Units
+from oncepaid.domain.money import Units, excess
 from oncepaid.domain.payments import (
     CreditedPayment,
     Crediting,
@@ -17,6 +17,7 @@ from oncepaid.domain.payments import (
     Reason,
     ReturnedPayment,
     SeenPayment,
+    Signer,
 )
 from oncepaid.domain.reversal import (
     Covered,
@@ -88,6 +89,13 @@ class MoneySide(Side):
             and job.pay_to in (None, row.log.recipient)
         ]
         nearest = min(above, key=lambda job: job.unique_amount or 0, default=None)
+        prices = {
+            job.price
+            for job in self._t.jobs.values()
+            if job.unique_amount not in (None, row.log.units)
+            and job.status == "pending"
+            and job.pay_to in (None, row.log.recipient)
+        }
         return SeenPayment(
             id=row.id,
             sender=row.log.sender,
@@ -98,6 +106,7 @@ class MoneySide(Side):
             transfers_in_tx=row.transfers_in_tx,
             block_number=row.log.block.number,
             nearest_above=None if nearest is None or row.evidence else nearest.price,
+            is_a_price=row.log.units in prices,
         )
 
     def _terms(self, rows: Sequence[PaymentRow]) -> list[JobTerms]:
@@ -126,12 +135,13 @@ class MoneySide(Side):
             covered=_sum(covered),
             partial=_sum(self._underpaid(job.id)),
             references=frozenset(r for r, bound in self._t.bindings.items() if bound == job.id),
+            amount_after_block=-1,
         )
 
-    async def bind(self, job: JobId, reference: Reference, *, note: Note) -> Binding:
+    async def bind(self, job: JobId, reference: Reference, *, why: str, note: Note) -> Binding:
         holder = self._t.bindings.get(reference)
-        if holder is not None:
-            return AlreadyBound() if holder == job else BoundToAnother(job=holder)
+        if holder not in (None, job):
+            return BoundToAnother(job=holder)
         if job not in self._t.jobs:
             return NoSuchJob()
         self._t.bindings[reference] = job
@@ -140,11 +150,10 @@ class MoneySide(Side):
             for row in self._t.payments.values()
             if any(piece.reference == reference for piece in row.evidence)
         ]
-        for row in carrying:
-            if row.status == "unmatched" and (
-                row.job_id is None or row.reason == "third_party_memo"
-            ):
-                row.see_again()
+        bindings = self._t.bindings
+        _see_again([row for row in carrying if _is_bound_late(row, bindings, {reference})])
+        if holder == job:
+            return AlreadyBound()
         return Bound(waiting=tuple(row.id for row in carrying if row.status == "seen"))
 
     async def load_matched(self, after: JobId, limit: int) -> list[MatchedPayment]:
@@ -214,12 +223,10 @@ class MoneySide(Side):
             if _sum(partials) + covered >= job.price:
                 rows += partials
             again += _see_again(rows)
-        bound = [row for row in self._t.payments.values() if self._is_bound_since(row)]
-        return again + _see_again(bound)
-
-    def _is_bound_since(self, row: PaymentRow) -> bool:
-        was_nobodys = row.status == "unmatched" and row.reason in ("no_memo", "ambiguous_amount")
-        return was_nobodys and any(piece.reference in self._t.bindings for piece in row.evidence)
+        bindings = self._t.bindings
+        return again + _see_again(
+            [row for row in self._t.payments.values() if _is_bound_late(row, bindings, bindings)]
+        )
 
     async def conflict(self) -> str | None:
         return None if self._t.cursor is None else self._t.cursor.conflict
@@ -308,9 +315,26 @@ def _is_unreversed(row: PaymentRow) -> bool:
     return row.status == "orphaned" and row.orphaned_from == "credited" and not row.is_reversed
 
 
-def _overpaid(job: JobRow) -> int:
-    is_exact = job.credited_units == job.unique_amount
-    return 0 if is_exact else max(job.credited_units - job.price, 0)
+def _is_bound_late(
+    row: PaymentRow, bindings: Mapping[Reference, JobId], bound: Collection[Reference]
+) -> bool:
+    """The view `oncepaid_bound_late`, where it speaks of `bound`."""
+    pieces = [piece for piece in row.evidence if piece.reference in bound]
+    if row.status != "unmatched" or not pieces:
+        return False
+    if row.reason in ("no_memo", "ambiguous_amount"):
+        return True
+    payers = [piece for piece in row.evidence if piece.signer is Signer.PAYER]
+    gives_way = row.reason in ("unknown_memo", "third_party_memo", "memo_conflict")
+    has_memo = any(piece.memo is not None for piece in payers)
+    jobs = {bindings[p.reference] for p in payers if p.reference and p.reference in bindings}
+    names_one = len(jobs) == 1 and any(piece in payers for piece in pieces)
+    return gives_way and not has_memo and names_one
+
+
+def _overpaid(job: JobRow) -> Units:
+    credited = Units(job.credited_units)
+    return excess(credited, price=job.price, unique_amount=job.unique_amount)
 
 
 def _see_again(rows: Sequence[PaymentRow]) -> int:

@@ -50,6 +50,12 @@ class PaymentRow:
         is_short = (self.status, self.reason, self.job_id) == ("unmatched", "underpaid", None)
         return not self.evidence and (is_short or (self.status, self.reason) in BARE)
 
+    @property
+    def is_decided(self) -> bool:
+        """It left the chain, and an operator's decision about it holds wherever it comes back."""
+        is_settled = self.orphaned_from in ("refunded", "ignored")
+        return self.status == "orphaned" and (is_settled or bool(operators_of(self)))
+
     def see_again(self) -> None:
         self.status, self.job_id, self.reason = "seen", None, None
 
@@ -158,6 +164,10 @@ def row_of(number: PaymentId, payment: ObservedPayment) -> PaymentRow:
 
 def operators_of(row: PaymentRow) -> tuple[Evidence, ...]:
     return tuple(piece for piece in row.evidence if piece.signer is Signer.OPERATOR)
+
+
+def chains_of(row: PaymentRow) -> tuple[Evidence, ...]:
+    return tuple(piece for piece in row.evidence if piece.signer is not Signer.OPERATOR)
 
 
 def revive(row: PaymentRow, last: PaymentRow) -> None:

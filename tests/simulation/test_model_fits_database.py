@@ -154,7 +154,8 @@ class Calls:
     async def bind(self) -> None:
         job = JobId(self._random.randint(1, 4))
         nonce = reference_of(self._random.randint(1, 3))
-        await self._twin.call("bind", job, nonce, note=Note(who="a test", action="job.bind"))
+        note = Note(who="a test", action="job.bind")
+        await self._twin.call("bind", job, nonce, why="a test", note=note)
 
     async def settle(self) -> None:
         if rows := [r.id for r in self._tables.payments.values() if r.status == "unmatched"]:
@@ -269,7 +270,8 @@ def _job(number: int) -> JobRow:
     return JobRow(
         id=JobId(number),
         memo=memo_of(number),
-        price=Units(PRICE),
+        # The last one's price is the first one's unique amount.
+        price=Units(PRICE + 1 if number == 3 else PRICE),
         unique_amount=Units(PRICE + number),
         pay_to=SHOP if number == 1 else None,
         expires_at=START + timedelta(seconds=6 if number == 3 else 9_000),

@@ -26,7 +26,7 @@ from tests.simulation.memory_work import WorkSide
 
 _TABLES: Final = (
     "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, job_bindings,"
-    " jobs, losses, payments, refunds, retired_amounts, skills, webhook_deliveries"
+    " jobs, losses, payment_refunds, payments, retired_amounts, skills, webhook_deliveries"
 )
 _PAYMENTS: Final = """
 SELECT block_hash, log_index, status, reason, job_id, orphaned_from,

@@ -70,6 +70,8 @@ def job(number: int = 1, **changed: Any) -> JobTerms:
         expires_at=NOON,
         covered=Units(0),
         partial=Units(0),
+        references=frozenset(),
+        amount_after_block=-1,
     )
     return replace(terms, **changed)
 
@@ -105,5 +107,6 @@ def payment(number: int, units: int, *pieces: Evidence, **changed: Any) -> SeenP
         block_time=NOON,
         evidence=pieces,
         transfers_in_tx=1,
+        block_number=0,
     )
     return replace(seen, **changed)

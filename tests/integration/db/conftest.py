@@ -11,7 +11,7 @@ from tests.conftest import database_url
 
 _TABLES = (
     "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, job_bindings,"
-    " jobs, losses, payments, refunds, retired_amounts, skills, webhook_deliveries"
+    " jobs, losses, payment_refunds, payments, retired_amounts, skills, webhook_deliveries"
 )
 
 

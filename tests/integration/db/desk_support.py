@@ -9,7 +9,7 @@ from db.payments import PaymentStore
 from db.pool import Database
 from db.ranges import RangeStore
 from oncepaid.domain.chain import TransferLog
-from oncepaid.domain.desk import Obstacle, Refused, Ruling
+from oncepaid.domain.desk import Obstacle, Recorded, RefundRuling, Refused, Ruling
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.payments import PaymentId
 from tests.integration.db.support import (
@@ -39,8 +39,14 @@ async def assign(
     return await desk(database).assign(payment, job, accept_short=accept_short, why=WHY, note=NOTE)
 
 
-def obstacle(ruling: Ruling) -> Obstacle:
+def obstacle(ruling: RefundRuling) -> Obstacle:
     assert isinstance(ruling, Refused), ruling
+    return ruling.obstacle
+
+
+def recorded(ruling: RefundRuling) -> Obstacle:
+    """Return why a payment is not closed whose refund was recorded all the same."""
+    assert isinstance(ruling, Recorded), ruling
     return ruling.obstacle
 
 
@@ -69,7 +75,7 @@ def sent(payment: int = PRICE, *, tx: str = "refund", log_index: int = 3) -> Tra
 
 async def send_back(
     database: Database, payment: PaymentId, transfer: TransferLog, *, is_watched: bool = False
-) -> Ruling:
+) -> RefundRuling:
     note = Note(who="alice", action="payment.refund")
     return await desk(database).record_refund(
         payment, transfer, why=WHY, note=note, warnings=["odd"], is_watched=is_watched

@@ -34,6 +34,7 @@ from tests.integration.db.support import (
 )
 
 PRICE = 1_000_000
+ELSEWHERE = "0x" + "77" * 20
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 FREE = list(range(PRICE + 9_981, PRICE + 10_000))
@@ -88,6 +89,22 @@ async def test_the_last_ones_are_found_and_then_the_error_says_why(
         f"9999 of 9999 amounts are reserved, until {until:%Y-%m-%d %H:%M:%S} UTC at the earliest."
     )
     assert "amount_fallback" in str(error.hint)
+
+
+async def test_no_amount_is_drawn_that_is_a_price(database: Database) -> None:
+    """Of a skill, or of a job that waits: who pays it without its millionths has no memo."""
+    skill = await crowd(database)
+    skills = [await add_skill(database, Decimal(FREE[0]) / 1_000_000)]
+    skills += [await add_skill(database, price) for price in (None, Decimal("NaN"), Decimal(-1))]
+    for price, status in ((FREE[1], "pending"), (FREE[2], "completed"), (FREE[3], "pending")):
+        job = await add_job(database, str(Decimal(price) / 1_000_000))
+        await execute(database, "UPDATE jobs SET status = $2 WHERE id = $1", job.id, status)
+    await execute(database, "INSERT INTO jobs (skill_id) SELECT $1 FROM generate_series(1, 16)", skill)
+    drawn = await rows(database, "SELECT unique_amount_units AS a FROM jobs ORDER BY id DESC")
+    assert sorted(each["a"] for each in drawn[:16]) == [FREE[2], *FREE[4:]]
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await add_job(database, skill_id=skill)
+    assert caught.value.sqlstate == "OP001"
 
 
 async def test_the_error_goes_by_the_settings(database: Database) -> None:
@@ -211,10 +228,86 @@ async def test_the_amount_of_a_deleted_job_may_not_be_named(database: Database) 
     await execute(database, "DELETE FROM jobs")
     with pytest.raises(asyncpg.UniqueViolationError, match="still reserved"):
         await add_job(database, unique_amount_units=old.unique_amount)
-    other = await add_job(database, unique_amount_units=old.unique_amount, pay_to=SHOP)
-    assert other.unique_amount == old.unique_amount, "nobody pays it there"
+    with pytest.raises(asyncpg.UniqueViolationError, match="still reserved"):
+        await add_job(database, unique_amount_units=old.unique_amount, pay_to=SHOP)
     assert await release(database, 26 * HOUR) == 1
     await add_job(database, unique_amount_units=old.unique_amount)
+
+
+@pytest.mark.parametrize("old_payee", [None, SHOP])
+@pytest.mark.parametrize("new_payee", [None, SHOP, SHOP.upper().replace("X", "x"), ELSEWHERE])
+async def test_nor_given_to_a_job_that_may_be_paid_where_it_was(
+    database: Database, old_payee: str | None, new_payee: str | None
+) -> None:
+    """Whether the amount comes to the job or the recipient to the amount."""
+    old = await add_old_job(database, pay_to=old_payee)
+    await execute(database, "DELETE FROM jobs")
+    named = "UPDATE jobs SET unique_amount_units = $2, pay_to = $3 WHERE id = $1"
+    job = await add_job(database, pay_to=ELSEWHERE)
+    meets = None in (old_payee, new_payee) or new_payee != ELSEWHERE
+    if meets:
+        with pytest.raises(asyncpg.UniqueViolationError, match="still reserved"):
+            await execute(database, named, job.id, old.unique_amount, new_payee)
+        assert (await job_row(database, job.id))["unique_amount_units"] == job.unique_amount
+        await release(database, 26 * HOUR)
+    await execute(database, named, job.id, old.unique_amount, new_payee)
+
+
+async def test_a_job_may_take_its_own_amount_back(database: Database) -> None:
+    """And go on to one of its recipients with it; nobody else may."""
+    old, other = await add_old_job(database), await add_job(database)
+    amount = old.unique_amount
+    for change in ("unique_amount_units = 77", f"unique_amount_units = {amount}"):
+        await execute(database, f"UPDATE jobs SET {change} WHERE id = $1", old.id)
+    await execute(database, "UPDATE jobs SET pay_to = $2 WHERE id = $1", old.id, SHOP)
+    with pytest.raises(asyncpg.UniqueViolationError, match="still reserved"):
+        await execute(
+            database, "UPDATE jobs SET unique_amount_units = $2 WHERE id = $1", other.id, amount
+        )
+    paid = await match(database, observed(amount or 0, block=header(1)))
+    assert await standing(database, paid) == [("unmatched", "late")]
+    await execute(database, "DELETE FROM payments")
+    await execute(database, "DELETE FROM jobs WHERE id = $1", old.id)
+    with pytest.raises(asyncpg.UniqueViolationError, match="still reserved"):
+        await add_job(database, unique_amount_units=amount)
+
+
+async def test_an_amount_that_two_jobs_had_rests_when_one_gives_it_up(database: Database) -> None:
+    """Both at overlapping recipients. Until then it is told that it cannot be told apart."""
+    amount = PRICE + 77
+    old = await add_old_job(database, unique_amount_units=amount)
+    job = await add_job(database, unique_amount_units=amount, pay_to=SHOP)
+    both = await match(database, observed(amount, block=header(1)))
+    await execute(database, "DELETE FROM jobs WHERE id = $1", old.id)
+    one = await match(database, observed(amount, block=header(2)))
+    assert await standing(database, both + one) == [
+        ("unmatched", "ambiguous_amount"),
+        ("unmatched", "no_memo"),
+    ]
+    assert await release(database, 26 * HOUR) == 1
+    await execute(database, "UPDATE payments SET status = 'seen', reason = NULL")
+    await PaymentStore(database, CHAIN).decide_seen(DECIDE, 10)
+    assert await standing(database, both + one) == [("matched", None), ("unmatched", "duplicate")]
+    assert (await row(database, "SELECT job_id FROM payments WHERE id = $1", both[0])) == {
+        "job_id": job.id
+    }
+
+
+@pytest.mark.parametrize("change", ["unique_amount_units = 1000077", f"pay_to = '{SHOP}'"])
+async def test_who_paid_an_amount_before_it_became_this_jobs_meant_another(
+    database: Database, change: str
+) -> None:
+    job = await add_job(database)
+    await first_cursor(database)
+    await execute(database, "UPDATE chain_cursor SET finalized_number = 1")
+    await execute(database, "UPDATE jobs SET expires_at = expires_at + interval '1 hour'")
+    assert (await job_row(database, job.id))["amount_after_block"] == -1
+    await execute(database, f"UPDATE jobs SET {change} WHERE id = $1", job.id)
+    amount = (await job_row(database, job.id))["unique_amount_units"]
+    old, new = await match(
+        database, observed(amount, block=header(1)), observed(amount, block=header(2))
+    )
+    assert await standing(database, [old, new]) == [("unmatched", "no_memo"), ("matched", None)]
 
 
 async def test_the_amount_of_a_job_that_is_being_deleted_may_not_be_named(

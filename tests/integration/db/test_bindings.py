@@ -1,15 +1,26 @@
 """A reference that was bound names its job, whenever it was bound, and for its own payer only."""
 
+import asyncio
 from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 import asyncpg
 import pytest
 
 from db.audit import Note
-from db.bindings import AlreadyBound, Binding, BindingStore, Bound, BoundToAnother, NoSuchJob
+from db.bindings import (
+    RECONSIDER_NEW,
+    AlreadyBound,
+    Binding,
+    BindingStore,
+    Bound,
+    BoundToAnother,
+    NoSuchJob,
+)
 from db.payments import PaymentStore
 from db.pool import Database
+from db.ranges import RangeStore
 from oncepaid.domain.chain import Address
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.memo import Memo, Reference
@@ -17,10 +28,13 @@ from oncepaid.domain.payments import Evidence, MemoSource, ObservedPayment, Sign
 from tests.integration.db.support import (
     CHAIN,
     DECIDE,
+    EPOCH,
     PAYER,
     Job,
     add_job,
     execute,
+    first_cursor,
+    header,
     match,
     observed,
     row,
@@ -33,6 +47,7 @@ PRICE: Final = 1_000_000
 STRANGER: Final = Address("0x" + "7e" * 20)
 NONCE: Final = bytes(range(32))
 NOTE: Final = Note(who="ann", action="job.bind")
+WHY: Final = "the shop forgot"
 MATCHED: Final = ("matched", None)
 NO_MEMO: Final = ("unmatched", "no_memo")
 
@@ -67,7 +82,7 @@ def authorized(
 
 
 async def bind(bindings: BindingStore, job: Job, issuer: Address = PAYER) -> Binding:
-    return await bindings.bind(job.id, Reference(issuer=issuer, value=NONCE), note=NOTE)
+    return await bindings.bind(job.id, Reference(issuer=issuer, value=NONCE), why=WHY, note=NOTE)
 
 
 async def jobs_of(database: Database) -> list[int | None]:
@@ -82,12 +97,17 @@ async def test_results_have_names(database: Database, bindings: BindingStore) ->
     assert await bind(bindings, first) == AlreadyBound()
     assert await bind(bindings, second) == BoundToAnother(job=first.id)
     unknown = Reference(issuer=STRANGER, value=NONCE)
-    assert await bindings.bind(JobId(77), unknown, note=NOTE) == NoSuchJob()
+    assert await bindings.bind(JobId(77), unknown, why=WHY, note=NOTE) == NoSuchJob()
     log = await row(database, "SELECT who, action, details FROM audit_log")
     assert log == {
         "who": "ann",
         "action": "job.bind",
-        "details": {"job_id": first.id, "issuer": PAYER, "reference": "0x" + NONCE.hex()},
+        "details": {
+            "job_id": first.id,
+            "issuer": PAYER,
+            "reference": "0x" + NONCE.hex(),
+            "why": WHY,
+        },
     }
 
 
@@ -241,6 +261,62 @@ async def test_a_reference_in_the_table_reads_back(database: Database) -> None:
     assert decided.payment.evidence == (*paid.evidence, shared)
 
 
+async def test_a_hosts_binding_holds_no_payment_locked(
+    database: Database, ledger: PaymentStore
+) -> None:
+    """Whatever the host's transaction waits for: the listener does not wait for it."""
+    job = await add_job(database)
+    ids = await match(database, authorized())
+    cursor = await first_cursor(database)
+    async with database.transaction() as host, asyncio.timeout(5):
+        await host.execute("INSERT INTO job_bindings VALUES ($1, $2, $3)", PAYER, NONCE, job.id)
+        await RangeStore(database, CHAIN).rewind(cursor, header(0), ids, epoch=EPOCH)
+    assert await standing(database, ids) == [("orphaned", "no_memo")]
+
+
+async def test_a_payment_that_is_locked_waits_for_the_next_sweep(
+    database: Database, bindings: BindingStore, ledger: PaymentStore
+) -> None:
+    job = await add_job(database)
+    ids = await match(database, authorized())
+    async with database.transaction() as other, asyncio.timeout(5):
+        await other.execute("SELECT FROM payments FOR UPDATE")
+        assert await bind(bindings, job) == Bound(waiting=())
+        assert await ledger.reconsider() == 0
+    assert await standing(database, ids) == [NO_MEMO]
+    assert await ledger.reconsider() == 1
+
+
+async def test_binding_once_more_finds_what_was_missed(
+    database: Database, bindings: BindingStore, ledger: PaymentStore
+) -> None:
+    """However long ago it was bound and paid."""
+    job = await add_job(database)
+    ids = await match(database, authorized())
+    insert = "INSERT INTO job_bindings VALUES ($1, $2, $3, now() - interval '9 days')"
+    await execute(database, insert, PAYER, NONCE, job.id)
+    await execute(database, "UPDATE payments SET seen_at = seen_at - interval '9 days'")
+    assert await ledger.reconsider() == 0
+    assert await bind(bindings, job) == AlreadyBound()
+    assert await standing(database, ids) == [("seen", None)]
+
+
+async def test_the_sweep_finds_new_bindings_by_indexes(database: Database) -> None:
+    await match(database, *(observed(5) for _ in range(300)))
+    async with database.connection() as connection:
+        await connection.execute("ANALYZE payments")
+        async with connection.transaction():
+            await connection.execute("SET LOCAL enable_seqscan = off")
+            plan = await connection.fetch("EXPLAIN " + RECONSIDER_NEW, CHAIN)
+    text = "\n".join(line[0] for line in plan)
+    indexes = (
+        "payments_unbound_idx",
+        "job_bindings_created_idx",
+        "payments_unmatched_evidence_idx",
+    )
+    assert [name for name in indexes if name not in text] == []
+
+
 async def test_the_sweep_reads_no_more_than_the_last_hour(
     database: Database, ledger: PaymentStore
 ) -> None:
@@ -251,14 +327,15 @@ async def test_the_sweep_reads_no_more_than_the_last_hour(
         plan = await connection.fetch(
             """
             EXPLAIN SELECT id FROM payments p
-             WHERE p.status = 'unmatched' AND p.reason IN ('no_memo', 'ambiguous_amount')
-               AND p.evidence <> '[]' AND p.seen_at > now() - interval '1 hour'
+             WHERE id IN (SELECT payment_id FROM oncepaid_bound_late
+                           WHERE seen_at > now() - interval '1 hour')
             """
         )
     assert "payments_unbound_idx" in "\n".join(line[0] for line in plan)
     await execute(database, "UPDATE payments SET seen_at = seen_at - interval '61 minutes'")
     job = await add_job(database)
-    await execute(database, "ALTER TABLE job_bindings DISABLE TRIGGER oncepaid_reconsider_bound")
-    await execute(database, "INSERT INTO job_bindings VALUES ($1, $2, $3)", PAYER, NONCE, job.id)
-    await execute(database, "ALTER TABLE job_bindings ENABLE TRIGGER oncepaid_reconsider_bound")
+    insert = "INSERT INTO job_bindings VALUES ($1, $2, $3, now() - $4::interval)"
+    await execute(database, insert, PAYER, NONCE, job.id, timedelta(minutes=61))
     assert await ledger.reconsider() == 0
+    await execute(database, "UPDATE job_bindings SET created_at = now()")
+    assert await ledger.reconsider() == 3, "a new binding finds old payments"

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from db.deciding import PRICES
 from db.payments import PaymentStore
 from db.pool import Database
 from db.ranges import RangeStore
+from oncepaid.domain.chain import Address
 from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import Decision, Matched
 from oncepaid.domain.payments import PaymentId, SeenPayment
@@ -16,6 +18,7 @@ from tests.integration.db.support import (
     CHAIN,
     DECIDE,
     EPOCH,
+    SHOP,
     Job,
     add_job,
     add_skill,
@@ -31,6 +34,7 @@ from tests.integration.db.support import (
 )
 
 PRICE = 1_000_000
+ELSEWHERE = Address("0x" + "77" * 20)
 
 
 @pytest.fixture
@@ -67,6 +71,65 @@ async def test_by_memo_and_by_amount(database: Database, ledger: PaymentStore) -
         ("unmatched", "no_memo"),
     ]
     assert await ledger.decide_seen(DECIDE, 10) == []
+
+
+async def test_an_amount_that_is_another_jobs_price(database: Database) -> None:
+    """A payer without a memo may have left out the millionths: nobody's job is guessed."""
+    first = await add_job(database, "0.001", unique_amount_units=5_000)
+    other = await add_job(database, "0.005")
+    assert other.unique_amount is not None
+    ids = await match(
+        database,
+        observed(5_000),
+        observed(5_000, sender=ELSEWHERE),
+        observed(other.unique_amount),
+        observed(5_000, first.memo),
+    )
+    assert await standing(database, ids) == [
+        ("unmatched", "ambiguous_amount"),
+        ("unmatched", "ambiguous_amount"),
+        ("matched", None),
+        ("matched", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "status = 'paid'",
+        "pay_to = '0x7777777777777777777777777777777777777777'",
+        "price_usdc = 0.005001",
+        "price_usdc = 0.004999",
+        "unique_amount_units = 5000, pay_to = '0x7777777777777777777777777777777777777777'",
+        "amount_after_block = 1",
+        "price_usdc = NULL",
+    ],
+)
+async def test_a_price_that_nobody_can_mean(database: Database, change: str) -> None:
+    await add_job(database, "0.001", unique_amount_units=5_000)
+    other = await add_job(database, "0.005")
+    await execute(database, f"UPDATE jobs SET {change} WHERE id = $1", other.id)
+    assert await standing(database, await match(database, observed(5_000))) == [("matched", None)]
+
+
+async def test_an_amount_that_is_its_own_jobs_price(database: Database) -> None:
+    """A host names it so, and knows why."""
+    await add_job(database, "0.005", unique_amount_units=5_000)
+    assert await standing(database, await match(database, observed(5_000))) == [("matched", None)]
+
+
+async def test_the_price_of_a_job_is_found_by_its_index(database: Database) -> None:
+    skill = await add_skill(database)
+    await execute(
+        database,
+        "INSERT INTO jobs (skill_id, price_usdc) SELECT $1, 1 + n FROM generate_series(1, 2000) n",
+        skill,
+    )
+    async with database.connection() as connection:
+        await connection.execute("ANALYZE jobs")
+        ours = ([1], [5_000], [SHOP], [1])
+        plan = await connection.fetch("EXPLAIN " + PRICES, *ours)
+    assert "jobs_awaited_price_idx" in "\n".join(line[0] for line in plan)
 
 
 async def test_in_batches(database: Database, ledger: PaymentStore) -> None:

@@ -8,7 +8,16 @@ from db.reports import Reports
 from oncepaid.domain.desk import Allowed
 from oncepaid.domain.nearest import Nearness
 from oncepaid.domain.payments import MemoSource, PaymentId, PaymentStatus, Signer
-from tests.integration.db.desk_support import PRICE, WHY, assign, desk, orphan, send_back, sent
+from tests.integration.db.desk_support import (
+    PRICE,
+    WHY,
+    assign,
+    desk,
+    orphan,
+    recorded,
+    send_back,
+    sent,
+)
 from tests.integration.db.support import (
     CHAIN,
     PAYER,
@@ -124,6 +133,26 @@ async def test_everything_of_a_transaction(database: Database) -> None:
     assert await DeskReader(database, 10).transaction(pair[0].log.tx_hash) == []
 
 
+async def test_a_payment_that_was_sent_back_under_an_older_row(database: Database) -> None:
+    """The watch found its refund while it was orphaned; nobody may send it back again."""
+    (gone,) = await match(database, observed(PRICE, tx="t", block=header(1)))
+    await orphan(database, gone)
+    recorded(await send_back(database, gone, sent(), is_watched=True))
+    pair = [observed(PRICE, tx="t", block=header(2)), observed(7, tx="t", block=header(2))]
+    again, other = await match(database, *pair)
+    assert (await shown(database, again)).facts.status is PaymentStatus.REFUNDED
+    await execute(
+        database,
+        "UPDATE payments SET status = 'unmatched', reason = 'no_memo' WHERE id = $1",
+        again,
+    )
+    facts = (await shown(database, again)).facts
+    assert (facts.status, facts.is_open) == (PaymentStatus.UNMATCHED, False)
+    found = await DeskReader(database, CHAIN).sent_back(pair[0].log.tx_hash)
+    assert found == {gone: facts.sent_back, again: facts.sent_back}
+    assert (await shown(database, other)).facts.is_open
+
+
 async def test_a_bound_reference_leads_to_its_job(database: Database) -> None:
     job = await add_job(database)
     (payment,) = await see(database, observed(PRICE))
@@ -139,7 +168,8 @@ async def test_a_bound_reference_leads_to_its_job(database: Database) -> None:
             }
         ],
     )
-    assert [clue.job for clue in (await shown(database, payment)).facts.clues] == [None]
+    (unbound,) = (await shown(database, payment)).facts.clues
+    assert (unbound.job, unbound.bound_at) == (None, None)
     await execute(
         database,
         "INSERT INTO job_bindings (issuer, reference, job_id) VALUES ($1, $2, $3)",
@@ -148,6 +178,7 @@ async def test_a_bound_reference_leads_to_its_job(database: Database) -> None:
     (clue,) = (await shown(database, payment)).facts.clues
     assert clue.job is not None
     assert clue.job.terms.id == job.id
+    assert clue.bound_at is not None
     shown_job = await Reports(database).job(str(job.id))
     assert shown_job is not None
     assert [bound["issuer"] for bound in shown_job["bindings"]] == [PAYER]
@@ -177,9 +208,6 @@ async def test_what_reports_tell_of_a_handled_payment(database: Database) -> Non
     reports = Reports(database)
     (shown_first,) = await reports.payment(str(first))
     assert [note["action"] for note in shown_first["audit"]] == ["payment.assign"]
-    assert shown_first["refund_tx_hash"] is None
-    (shown_second,) = await reports.payment(str(second))
-    assert shown_second["refund_tx_hash"] == sent().tx_hash
     shown_job = await reports.job(str(job.id))
     assert shown_job is not None
     assert [note["details"]["why"] for note in shown_job["audit"]] == [WHY]

@@ -1,18 +1,24 @@
 """Money that went back: one transfer for one payment, whatever became of that meanwhile."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from db.desk import DeskBusy
 from db.payments import PaymentStore
 from db.pool import Database
 from oncepaid.domain.desk import Allowed, Already, Obstacle, Refused
+from oncepaid.domain.payments import PaymentId
 from tests.integration.db.desk_support import (
     PRICE,
     assign,
+    decide,
     notes,
     obstacle,
     orphan,
+    recorded,
     send_back,
     sent,
 )
@@ -22,9 +28,11 @@ from tests.integration.db.support import (
     add_job,
     execute,
     header,
+    job_row,
     match,
     observed,
     rows,
+    see,
     standing,
 )
 
@@ -33,7 +41,7 @@ async def refunds(database: Database) -> list[tuple[Any, ...]]:
     found = await rows(
         database,
         "SELECT payment_id, tx_hash, log_index, recipient, amount_units, recognised_by, warnings"
-        "  FROM refunds ORDER BY id",
+        "  FROM payment_refunds ORDER BY id",
     )
     return [tuple(one.values()) for one in found]
 
@@ -66,27 +74,73 @@ async def test_two_at_once_record_one_refund(database: Database) -> None:
     assert len(await refunds(database)) == 1
 
 
+async def credit(database: Database, *payments: PaymentId) -> None:
+    await PaymentStore(database, CHAIN).credit(payments)
+
+
 async def test_a_watched_refund_of_money_that_counts(database: Database) -> None:
     """It went back, whatever it counts for: recorded, and left to people."""
     job = await add_job(database)
     (payment,) = await match(database, observed(PRICE, job.memo))
+    await credit(database, payment)
     assert obstacle(await send_back(database, payment, sent())) is Obstacle.PAYS_A_JOB
     assert await refunds(database) == []
-    for _ in range(2):
-        ruling = await send_back(database, payment, sent(), is_watched=True)
-        assert obstacle(ruling) is Obstacle.PAYS_A_JOB
-    assert await standing(database, [payment]) == [("matched", None)]
+    ruling = await send_back(database, payment, sent(), is_watched=True)
+    assert recorded(ruling) is Obstacle.PAYS_A_JOB
+    ruling = await send_back(database, payment, sent(), is_watched=True)
+    assert obstacle(ruling) is Obstacle.PAYS_A_JOB
+    assert await standing(database, [payment]) == [("credited", None)]
     assert len(await refunds(database)) == 1
     (note,) = await notes(database)
     assert note["is_closed"] is False
-    # The host closes the job: the settler returns the payment, and it can be closed.
-    await execute(database, "UPDATE jobs SET status = 'failed' WHERE id = $1", job.id)
-    await PaymentStore(database, CHAIN).credit([payment])
-    assert await standing(database, [payment]) == [("unmatched", "duplicate")]
-    assert obstacle(await assign(database, payment, job.id)) is Obstacle.SENT_BACK
-    assert await send_back(database, payment, sent()) == Allowed()
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+async def test_money_that_went_back_before_it_was_credited_never_is(
+    database: Database, is_watched: bool
+) -> None:
+    job = await add_job(database)
+    (payment,) = await match(database, observed(PRICE, job.memo))
+    ruling = await send_back(database, payment, sent(), is_watched=is_watched)
+    assert ruling == Allowed()
     assert len(await refunds(database)) == 1
-    assert await standing(database, [payment]) == [("refunded", "duplicate")]
+    (note,) = await notes(database)
+    assert (note["was"], note["is_closed"]) == ("matched", True)
+    await credit(database, payment)
+    await PaymentStore(database, CHAIN).reconsider()
+    await decide(database)
+    await credit(database, payment)
+    assert await standing(database, [payment]) == [("refunded", None)]
+    assert (await job_row(database, job.id))["status"] == "pending"
+    # The job waits for money as before.
+    (other,) = await match(database, observed(PRICE, job.memo))
+    await credit(database, other)
+    assert (await job_row(database, job.id))["status"] == "paid"
+
+
+async def test_money_that_went_back_before_it_was_decided(database: Database) -> None:
+    """As while somebody holds its job locked."""
+    job = await add_job(database)
+    (payment,) = await see(database, observed(PRICE, job.memo))
+    assert await send_back(database, payment, sent(), is_watched=True) == Allowed()
+    await decide(database)
+    assert await standing(database, [payment]) == [("refunded", None)]
+    assert (await job_row(database, job.id))["status"] == "pending"
+
+
+async def test_a_part_that_went_back_and_the_rest_that_came(database: Database) -> None:
+    """Together they were enough before the refund was final: they are not any more."""
+    job = await add_job(database)
+    (part,) = await match(database, observed(PRICE // 2, job.memo))
+    (rest,) = await match(database, observed(PRICE // 2, job.memo, block=header(2)))
+    assert await standing(database, [part, rest]) == [("matched", None)] * 2
+    back = replace(sent(PRICE // 2), block=header(2).ref)
+    assert await send_back(database, part, back, is_watched=True) == Allowed()
+    await credit(database, part, rest)
+    assert await standing(database, [part, rest]) == [
+        *(("refunded", None), ("unmatched", "underpaid"))
+    ]
+    assert (await job_row(database, job.id))["status"] == "pending"
 
 
 async def test_a_refund_of_a_payment_that_was_orphaned_meanwhile(database: Database) -> None:
@@ -116,5 +170,5 @@ async def test_a_refunded_payment_that_comes_again_was_sent_back(database: Datab
     )
     job = await add_job(database)
     assert obstacle(await assign(database, again, job.id)) is Obstacle.SENT_BACK
-    assert await send_back(database, again, sent()) == Allowed()
+    assert await send_back(database, again, sent()) == Allowed(is_recorded=True)
     assert len(await refunds(database)) == 1

@@ -6,8 +6,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from db.payments import PaymentStore
 from db.pool import Database
-from tests.integration.db.support import PAYER, add_job, execute, match, standing
+from tests.integration.db.support import CHAIN, PAYER, add_job, execute, match, standing
 from tests.integration.db.test_bindings import NO_MEMO, NONCE, PRICE, authorized
 
 
@@ -42,6 +43,10 @@ async def test_a_job_from_its_insert_to_its_end(host: asyncpg.Connection) -> Non
             "INSERT INTO jobs (price_usdc, unique_amount_units) VALUES (1, $1)",
             first["unique_amount_units"],
         )
+    await host.execute("INSERT INTO jobs (price_usdc) VALUES (1)")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await host.execute("UPDATE jobs SET unique_amount_units = $1", first["unique_amount_units"])
+    await host.execute("UPDATE jobs SET unique_amount_units = 77")
 
 
 async def test_a_binding_that_comes_late(database: Database, host: asyncpg.Connection) -> None:
@@ -52,6 +57,6 @@ async def test_a_binding_that_comes_late(database: Database, host: asyncpg.Conne
         "INSERT INTO job_bindings (issuer, reference, job_id) VALUES ($1, $2, $3)",
         *(PAYER, NONCE, job.id),
     )
-    assert await standing(database, payments) == [("seen", None)]
+    assert await PaymentStore(database, CHAIN).reconsider() == 1
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await host.fetch("SELECT FROM payments")

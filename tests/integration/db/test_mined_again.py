@@ -11,6 +11,7 @@ from db.ranges import RangeStore
 from oncepaid.domain.chain import Address
 from oncepaid.domain.memo import Memo
 from oncepaid.domain.payments import ObservedPayment, PaymentId
+from tests.integration.db.desk_support import assign, send_back, sent
 from tests.integration.db.support import (
     CHAIN,
     DECIDE,
@@ -124,6 +125,32 @@ async def test_a_refund_of_the_newer_block_stands_in_the_older(
     assert await live(database) == [(3, "refunded")]
 
 
+@pytest.mark.parametrize("comes_back", [False, True], ids=["another block", "the older block"])
+@pytest.mark.parametrize("paid", [False, True])
+async def test_what_was_sent_back_pays_no_job(
+    database: Database, chain: Chain, comes_back: bool, paid: bool
+) -> None:
+    """Also where its refund was recognised while it counted for a job, or was orphaned."""
+    job = await add_job(database)
+    await chain.mine((3, job.unique_amount if paid and job.unique_amount else PRICE))
+    await PaymentStore(database, CHAIN).decide_seen(DECIDE, 10)
+    first = await row(database, "SELECT * FROM payments")
+    assert (first["status"] == "matched") is paid
+    await chain.replace()
+    await execute(
+        database,
+        """
+        INSERT INTO payment_refunds (payment_id, chain_id, tx_hash, log_index, recipient,
+                                     amount_units, recognised_by)
+        SELECT id, chain_id, block_hash, 1, sender, amount_units, 'oncepaid' FROM payments
+        """,
+    )
+    log = (3 if comes_back else 9, int(first["amount_units"]))
+    await (chain.return_to(1, log) if comes_back else chain.mine(log))
+    await PaymentStore(database, CHAIN).decide_seen(DECIDE, 10)
+    assert await live(database) == [(log[0], "refunded")]
+
+
 async def test_of_equal_transfers_the_one_in_its_place(database: Database, chain: Chain) -> None:
     await chain.mine((3, PRICE), (4, 77), (5, PRICE), (6, PRICE))
     await settle(database, "refunded", 5)
@@ -202,15 +229,74 @@ async def test_an_operators_word_goes_along(
     assert found["memo"] is None, "the chain says nothing of it"
 
 
-async def test_storing_a_backlog_reads_no_table_for_it(database: Database) -> None:
-    """Where nothing was orphaned, each row costs one look into an empty index."""
-    async with database.connection() as connection:
-        plan = await connection.fetch(
-            """
-            EXPLAIN SELECT o.id FROM unnest(ARRAY['0x']) AS p (tx_hash)
-               LEFT JOIN LATERAL (
-                    SELECT id FROM payments o WHERE o.chain_id = 8453 AND o.tx_hash = p.tx_hash
-                       AND o.status = 'orphaned' LIMIT 1) o ON true
-            """
+async def test_the_last_word_of_several_goes_along(database: Database, chain: Chain) -> None:
+    """Two forks alternate, and each time the operator gives the payment to another job."""
+    first, second = await add_job(database), await add_job(database)
+    words = [(1, 3, first), (2, 9, second), (1, 3, first), (2, 9, first), (1, 3, second)]
+    for fork, log_index, job in words:
+        await chain.return_to(fork, (log_index, PRICE))
+        (payment,) = await rows(database, "SELECT id FROM payments WHERE status <> 'orphaned'")
+        await execute(
+            database,
+            "UPDATE payments SET status = 'unmatched', reason = 'duplicate', job_id = NULL"
+            " WHERE id = $1",
+            payment["id"],
         )
-    assert "payments_orphaned_idx" in "\n".join(line[0] for line in plan)
+        await assign(database, payment["id"], job.id)
+        await chain.replace()
+    await chain.return_to(2, (9, PRICE))
+    await PaymentStore(database, CHAIN).decide_seen(DECIDE, 10)
+    found = await row(database, "SELECT * FROM payments WHERE status <> 'orphaned'")
+    assert (found["status"], found["job_id"]) == ("matched", second.id)
+    assert len(found["evidence"]) == 1
+
+
+async def test_what_was_ignored_and_then_given_to_a_job_counts(
+    database: Database, chain: Chain
+) -> None:
+    await chain.mine((3, PRICE))
+    await settle(database, "ignored", 3)
+    await chain.replace()
+    await chain.mine((9, PRICE))
+    job = await add_job(database)
+    (payment,) = await rows(database, "SELECT id FROM payments WHERE status = 'ignored'")
+    await assign(database, payment["id"], job.id)
+    await chain.replace()
+    await chain.return_to(1, (3, PRICE))
+    assert await live(database) == [(3, "seen")], "the newer word is that it counts"
+
+
+@pytest.mark.parametrize("is_credited", [False, True])
+async def test_what_was_sent_back_while_it_was_orphaned_is_refunded(
+    database: Database, chain: Chain, is_credited: bool
+) -> None:
+    """In the next block, and in the next but one; it pays no job a second time."""
+    job = await add_job(database)
+    paid = observed(PRICE, job.memo, block=header(2, "fork 0"), tx="a", log_index=3)
+    await chain.store([paid])
+    ledger = PaymentStore(database, CHAIN)
+    await ledger.decide_seen(DECIDE, 10)
+    (payment,) = await rows(database, "SELECT id FROM payments WHERE status = 'matched'")
+    if is_credited:
+        await ledger.credit([payment["id"]])
+    await chain.replace()
+    await send_back(database, payment["id"], sent(PRICE), is_watched=True)
+    for log_index in (9, 4):
+        await chain.mine((log_index, PRICE))
+        assert await live(database) == [(log_index, "refunded")]
+        assert await ledger.decide_seen(DECIDE, 10) == []
+        await chain.replace()
+
+
+async def test_what_was_sent_back_is_refunded_whatever_was_said_since(
+    database: Database, chain: Chain
+) -> None:
+    await chain.mine((3, PRICE))
+    (first,) = await rows(database, "SELECT id FROM payments")
+    await chain.replace()
+    await chain.mine((9, PRICE))
+    await settle(database, "ignored", 9)
+    await chain.replace()
+    await send_back(database, first["id"], sent(PRICE), is_watched=True)
+    await chain.mine((5, PRICE))
+    assert await live(database) == [(5, "refunded")]

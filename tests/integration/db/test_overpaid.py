@@ -1,5 +1,6 @@
 """What came in above a price is recorded, and forgotten with the money that it came from."""
 
+from decimal import Decimal
 from typing import Final
 
 import pytest
@@ -7,9 +8,20 @@ import pytest
 from db.payments import PaymentStore
 from db.pool import Database
 from db.reversals import ReversalStore
+from db.reversals import overpaid as overpaid_sql
+from oncepaid.domain.money import Units, excess, units_of_price
 from oncepaid.domain.reversal import reverse
 from tests.integration.db.credits import LIMIT, PRICE, credit, orphan
-from tests.integration.db.support import CHAIN, Job, add_job, execute, job_row, match, observed
+from tests.integration.db.support import (
+    CHAIN,
+    Job,
+    add_job,
+    execute,
+    job_row,
+    match,
+    observed,
+    rows,
+)
 
 HALF: Final = PRICE // 2
 
@@ -49,6 +61,30 @@ async def test_a_price_that_is_no_whole_unit_is_rounded_up(database: Database) -
     job = await add_job(database, price="0.0000015")
     await credit(database, job, 5)
     assert await overpaid(database, job) == 3
+
+
+async def test_sql_and_the_domain_say_the_same(database: Database) -> None:
+    prices = [Decimal(text) for text in ("0", "0.000001", "0.0000015", "0.000002", "1", "999.5")]
+    cases = [
+        (Units(units), price, None if amount is None else Units(amount))
+        for price in prices
+        for amount in (None, 1, 3, PRICE + 7)
+        for units in (0, 1, 2, 3, PRICE - 1, PRICE, PRICE + 1, PRICE + 7, 2**200)
+    ]
+    found = await rows(
+        database,
+        f"""
+        SELECT {overpaid_sql("j.units", "j")} AS above
+          FROM unnest($1::numeric[], $2::numeric[], $3::bigint[])
+               WITH ORDINALITY AS j (units, price_usdc, unique_amount_units, n) ORDER BY n
+        """,
+        *map(list, zip(*cases, strict=True)),
+    )
+    for case, answer in zip(cases, found, strict=True):
+        units, price_usdc, amount = case
+        price = units_of_price(price_usdc)
+        assert price is not None
+        assert int(answer["above"]) == excess(units, price=price, unique_amount=amount), case
 
 
 async def test_a_second_payment_is_no_excess(database: Database) -> None:

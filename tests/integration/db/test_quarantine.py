@@ -22,6 +22,7 @@ from tests.integration.db.support import (
     CHAIN,
     DECIDE,
     EPOCH,
+    SHOP,
     START,
     add_job,
     add_skill,
@@ -35,6 +36,7 @@ from tests.integration.db.support import (
 GRACE: Final = timedelta(hours=1)
 QUARANTINE: Final = timedelta(hours=3)
 AMOUNTS: Final = (1_000_001, 1_000_002)
+PAYEES: Final = (None, SHOP)
 STEPS: Final = 60
 SEEDS: Final = 25
 MOMENTS: Final = tuple(timedelta(minutes=m) for m in (0, 5, 61, 200, 241, 600))
@@ -42,10 +44,14 @@ MOMENTS: Final = tuple(timedelta(minutes=m) for m in (0, 5, 61, 200, 241, 600))
 
 @dataclass(kw_only=True)
 class Told:
-    """What a payer was told; `until` is when the last of those who were told may still pay."""
+    """What a payer was told; `until` is when the last of those who were told may still pay.
+
+    `pay_to` None: at any of our addresses. All of them pay the same one here.
+    """
 
     job: int
     amount: int
+    pay_to: str | None
     until: datetime
 
 
@@ -68,6 +74,7 @@ class Shop:
             self.release: 6,
             self.forget: 2,
             self.move_expiry: 3,
+            self.rename: 4,
             self.close: 2,
             self.open_again: 2,
             self.rescan: 2,
@@ -81,20 +88,31 @@ class Shop:
         await self.check()
 
     async def order(self) -> None:
-        amount = self._random.choice(AMOUNTS)
+        amount, payee = self._random.choice(AMOUNTS), self._random.choice(PAYEES)
         expiry = self._now + self._random.choice(MOMENTS)
-        free = [told for told in self._told if told.amount == amount and told.until >= self._now]
         try:
             job = await add_job(
                 self._database,
                 skill_id=self._skill,
                 unique_amount_units=amount,
+                pay_to=payee,
                 expires_at=expiry,
             )
         except asyncpg.UniqueViolationError:
             return
-        assert not free, f"{amount} was given away while {free} may still pay"
-        self._told.append(Told(job=job.id, amount=amount, until=expiry + GRACE + QUARANTINE))
+        self._tell(job.id, amount, payee, expiry + GRACE + QUARANTINE)
+
+    def _tell(self, job: int, amount: int, payee: str | None, until: datetime) -> None:
+        """Two jobs may wait for one amount at addresses that overlap: then it pays neither."""
+        theirs = [
+            told
+            for told in self._told
+            if (told.amount, told.pay_to) == (amount, payee)
+            and told.until >= self._now
+            and told.job != job
+        ]
+        assert not theirs, f"{amount} was given away while {theirs} may still pay"
+        self._told.append(Told(job=job, amount=amount, pay_to=payee, until=until))
 
     async def pay(self) -> None:
         """Somebody pays as he was told, in time or in the quarantine."""
@@ -154,6 +172,22 @@ class Shop:
             # A job whose amount is free again is told without it.
             if changed and changed[0]["amount_is_held"] and told.job == job:
                 told.until = max(told.until, expiry + GRACE + QUARANTINE)
+
+    async def rename(self) -> None:
+        """The host gives a job another amount and recipient; who was told the old ones may pay."""
+        job = self._any_job()
+        amount, payee = self._random.choice(AMOUNTS), self._random.choice(PAYEES)
+        try:
+            changed = await rows(
+                self._database,
+                "UPDATE jobs SET unique_amount_units = $2, pay_to = $3"
+                " WHERE id = $1 AND amount_is_held RETURNING id",
+                *(job, amount, payee),
+            )
+        except asyncpg.UniqueViolationError:
+            return
+        if changed:
+            self._tell(job, amount, payee, max(t.until for t in self._told if t.job == job))
 
     async def close(self) -> None:
         await execute(

@@ -146,6 +146,11 @@ def units_of(rows: Sequence[asyncpg.Record]) -> list[int]:
     return [int(row["amount_units"]) for row in rows]
 
 
+def times_of(rows: Sequence[asyncpg.Record]) -> list[int]:
+    """Return the block times of payments in Unix milliseconds, exactly."""
+    return [round(row["block_time"].timestamp() * 1000) for row in rows]
+
+
 def memos_of(rows: Sequence[asyncpg.Record]) -> list[tuple[str, str, str]]:
     """Return every memo that was found, with its source and signer."""
     return [

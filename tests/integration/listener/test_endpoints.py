@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from listener.endpoints import WIDEN_BATCH_S
 from listener.rpc import Call, ChainReader, HttpRpc
 from oncepaid.domain.errors import (
     BadSetting,
@@ -18,7 +19,7 @@ from oncepaid.domain.errors import (
 from oncepaid.metrics import Metrics
 from tests.fakes.blocks import hash_of
 from tests.fakes.node import FakeNode
-from tests.fakes.refusals import BUSY, RANGE_REFUSALS, Page, Refusal
+from tests.fakes.refusals import BATCH_REFUSALS, BUSY, RANGE_REFUSALS, Page, Refusal
 from tests.integration.listener.hand_clock import HandClock, client_of
 
 pytestmark = pytest.mark.fault("F13", "F18")
@@ -253,6 +254,38 @@ async def test_batch_limits_are_kept_per_endpoint(
     assert node.largest_batch == 40
     await pair.pinned(1).call_all(calls)
     assert second_node.posts == 1 + 1
+
+
+async def test_a_batch_may_grow_again(alone: HttpRpc, node: FakeNode, clock: HandClock) -> None:
+    """What was too much may have been one large answer in it."""
+    calls = [Call(method="eth_blockNumber")] * 40
+    await alone.verify()
+    node.max_batch = (3, BATCH_REFUSALS["by words"])
+    await alone.call_all(calls)
+    node.max_batch = None
+    clock.advance(WIDEN_BATCH_S - 0.1)
+    widths = []
+    for pause_s in (0.1, WIDEN_BATCH_S, WIDEN_BATCH_S, WIDEN_BATCH_S, WIDEN_BATCH_S):
+        node.largest_batch = 0
+        await alone.call_all(calls)
+        widths.append(node.largest_batch)
+        clock.advance(pause_s)
+    assert widths == [3, 6, 12, 24, 40]
+
+
+async def test_a_limit_that_stands_costs_a_request_a_minute(
+    alone: HttpRpc, node: FakeNode, clock: HandClock
+) -> None:
+    calls = [Call(method="eth_blockNumber")] * 6
+    node.max_batch = (3, BATCH_REFUSALS["proxyd"])
+    await alone.call_all(calls)
+    posts = []
+    for pause_s in (WIDEN_BATCH_S, 0.0, WIDEN_BATCH_S / 2):
+        clock.advance(pause_s)
+        before = node.posts
+        await alone.call_all(calls)
+        posts.append(node.posts - before)
+    assert posts == [1 + 2, 2, 2]
 
 
 async def test_a_slow_node_is_left_for_another(

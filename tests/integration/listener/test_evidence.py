@@ -8,6 +8,7 @@ import pytest
 from db.payment_rows import evidence_of
 from listener import receipts as receipts_module
 from oncepaid.domain.chain import TRANSFER_TOPIC
+from oncepaid.domain.errors import InconsistentNode
 from oncepaid.domain.memo import Reference, envelope_of
 from oncepaid.domain.money import MAX_UNITS
 from oncepaid.domain.payments import Evidence, MemoSource, Signer
@@ -88,11 +89,13 @@ async def test_many_authorizations_in_one_transaction(chain: Chain, ear: Ear) ->
     assert [row["transfers_in_tx"] for row in rows] == [2, 2]
 
 
-WRONG_PLACES: Final = {
+ELSEWHERE: Final = {
     "two before": (USED, Log(topics=[TRANSFER_TOPIC], address=RELAYER), PAID),
     "behind": (PAID, USED),
-    "another authorizer": (authorization_log(STRANGER, nonce_of(MEMO)), PAID),
     "before another transfer": (USED, transfer_log(PAYER, STRANGER, 1), PAID),
+}
+NOT_THE_PAYERS: Final = {
+    "another authorizer": (authorization_log(STRANGER, nonce_of(MEMO)), PAID),
     "of another token": (Log(topics=USED.topics, address=RELAYER), PAID),
     "a dirty authorizer": (
         Log(topics=[USED.topics[0], "0x1" + word(PAYER)[3:], USED.topics[2]]),
@@ -101,17 +104,49 @@ WRONG_PLACES: Final = {
 }
 
 
-@WAYS
+@pytest.mark.parametrize(
+    ("relayed", "places"),
+    [(call_through, ELSEWHERE | NOT_THE_PAYERS), (call_token, ELSEWHERE)],
+    ids=["through", "token"],
+)
 async def test_authorizations_that_prove_nothing(
-    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
+    chain: Chain, ear: Ear, relayed: Callable[..., Tx], places: dict[str, tuple[Log, ...]]
 ) -> None:
-    for logs in WRONG_PLACES.values():
+    for logs in places.values():
         chain.add(relayed(RELAYER, *logs))
     await ear.catch_up()
     rows = await ear.payments()
-    assert units_of(rows) == [5] * len(WRONG_PLACES)
-    found = {name: row["evidence"] for name, row in zip(WRONG_PLACES, rows, strict=True)}
-    assert found == {name: [] for name in WRONG_PLACES}
+    assert units_of(rows) == [5] * len(places)
+    found = {name: row["evidence"] for name, row in zip(places, rows, strict=True)}
+    assert found == {name: [] for name in places}
+
+
+@pytest.mark.parametrize("logs", NOT_THE_PAYERS.values(), ids=NOT_THE_PAYERS)
+async def test_a_call_by_authorization_without_the_payers(
+    chain: Chain, ear: Ear, logs: tuple[Log, ...]
+) -> None:
+    """The token moves nobody's money without it: the node does not know all."""
+    chain.add(call_token(RELAYER, *logs))
+    with pytest.raises(InconsistentNode, match="lacks an authorization"):
+        await ear.catch_up()
+    assert await ear.payments() == []
+
+
+async def test_an_authorization_that_a_node_left_out_is_in_the_receipt(
+    chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    """Else the memo that a relayer put behind the call would be taken for the payer's."""
+    arguments = "".join(word(number)[2:] for number in (PAYER, SHOP, 5, 0, 2**40, 7, 27, 1, 1))
+    by_relayer = "0xe3ee160e" + arguments + envelope_of(OTHER_MEMO).hex()
+    chain.add(Tx(sender=RELAYER, input=by_relayer, logs=(USED, PAID)))
+
+    def without(params: Any, logs: Any) -> Any:
+        return [] if params[0]["topics"][0] == USED.topics[0] else logs
+
+    node.twist("eth_getLogs", without)
+    await ear.catch_up()
+    found = memos_of(await ear.payments())
+    assert found == [BY_AUTHORIZATION, (OTHER_MEMO.hex(), "calldata", "third_party")]
 
 
 FREE_NONCES: Final = {
@@ -156,25 +191,20 @@ async def test_the_same_nonce_from_another_payer(chain: Chain, ear: Ear) -> None
     ]
 
 
-@WAYS
-async def test_an_authorization_of_another_payer(
-    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
-) -> None:
-    """It is asked for, because its authorizer pays too, but not for this transfer."""
+async def test_an_authorization_of_another_payer(chain: Chain, ear: Ear) -> None:
+    """Its authorizer pays too, but not by this transfer."""
     used = authorization_log(STRANGER, nonce_of(MEMO))
-    chain.add(relayed(RELAYER, used, PAID), relayed(RELAYER, transfer_log(STRANGER, SHOP, 6)))
+    paid = transfer_log(STRANGER, SHOP, 6)
+    chain.add(call_through(RELAYER, used, PAID), call_through(RELAYER, paid))
     await ear.catch_up()
     rows = await ear.payments()
     assert units_of(rows) == [5, 6]
     assert memos_of(rows) == []
 
 
-@WAYS
-async def test_an_authorization_of_another_transaction(
-    chain: Chain, ear: Ear, relayed: Callable[..., Tx]
-) -> None:
+async def test_an_authorization_of_another_transaction(chain: Chain, ear: Ear) -> None:
     """Log indexes run through a block: index - 1 may belong to the transaction before."""
-    chain.add(relayed(RELAYER, USED), relayed(STRANGER, PAID, at_index=1))
+    chain.add(call_token(RELAYER, USED), call_through(STRANGER, PAID, at_index=1))
     await ear.catch_up()
     (row,) = await ear.payments()
     assert row["log_index"] == 1
@@ -191,7 +221,9 @@ async def test_an_authorization_of_another_block(chain: Chain, node: FakeNode, e
 
     node.twist("eth_getLogs", moved)
     await ear.catch_up()
-    assert memos_of(await ear.payments()) == []
+    # It is none of this one; the receipt has the one that is.
+    assert memos_of(await ear.payments()) == [BY_AUTHORIZATION]
+    assert node.calls["eth_getTransactionReceipt"] == 1
 
 
 async def test_odd_answers_for_authorizations_store_nothing(

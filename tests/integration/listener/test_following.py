@@ -1,6 +1,6 @@
 """The listener's cursor: where it starts, what ranges it takes, and what it stores of them."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pytest
 from structlog.testing import capture_logs
@@ -11,7 +11,7 @@ from listener.rpc import HttpRpc
 from oncepaid.domain.errors import (
     InconsistentNode,
 )
-from tests.fakes.blocks import BLOCK_MS, Chain, pay
+from tests.fakes.blocks import BLOCK_MS, GENESIS_MS, Chain, pay
 from tests.fakes.node import FakeNode
 from tests.fakes.refusals import BATCH_REFUSALS, RANGE_REFUSALS
 from tests.fakes.twists import changed_logs
@@ -23,6 +23,7 @@ from tests.integration.listener.rig import (
     node_and_client,
     rpc_for,
     served_without_gap,
+    times_of,
     units_of,
 )
 
@@ -96,7 +97,7 @@ async def test_only_what_is_ours_is_stored(chain: Chain, ear: Ear) -> None:
     block = chain.head
     assert (row["sender"], row["recipient"], row["amount_units"]) == (PAYER, SHOP, 2)
     assert (row["block_number"], row["block_hash"]) == (block.number, block.hash)
-    assert row["block_time"].timestamp() * 1000 == pytest.approx(block.timestamp_ms)
+    assert times_of([row]) == [block.timestamp_ms]
     assert (row["tx_hash"], row["log_index"]) == (block.logs[1]["transactionHash"], 1)
 
 
@@ -196,9 +197,8 @@ async def test_missing_timestamps_are_asked_for(chain: Chain, node: FakeNode, ea
     node.twist("eth_getLogs", changed_logs(blockTimestamp=None, blockTimestampMs=None))
     node.calls.clear()
     await ear.catch_up()
-    rows = await ear.payments()
-    times = [row["block_time"].timestamp() * 1000 for row in rows]
-    assert times == pytest.approx([first.timestamp_ms, first.timestamp_ms, second.timestamp_ms])
+    times = times_of(await ear.payments())
+    assert times == [first.timestamp_ms, first.timestamp_ms, second.timestamp_ms]
     # The head, both ends of the range, and each of the two paying blocks once.
     assert node.calls["eth_getBlockByNumber"] == 5
 
@@ -210,6 +210,48 @@ async def test_timestamps_in_whole_seconds(chain: Chain, node: FakeNode, ear: Ea
     await ear.catch_up()
     (row,) = await ear.payments()
     assert row["block_time"].timestamp() == block.timestamp_ms // 1000
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        {"blockTimestamp": "0x0", "blockTimestampMs": None},
+        {"blockTimestamp": "0x0", "blockTimestampMs": "0x0"},
+        {"blockTimestampMs": hex(GENESIS_MS + 500)},
+        {"blockTimestampMs": hex(GENESIS_MS + 60_000)},
+        {"blockTimestampMs": hex(2**62)},
+    ],
+    ids=["no seconds", "zero", "before the cursor", "after the range", "far future"],
+)
+async def test_impossible_timestamps_are_asked_for(
+    chain: Chain, node: FakeNode, ear: Ear, stamp: dict[str, Any]
+) -> None:
+    """A log's time outside of its range is not believed: lateness is judged by it."""
+    block = chain.add(pay(PAYER, SHOP, 1), step_ms=12_000)
+    chain.mine(2)
+    node.twist("eth_getLogs", changed_logs(**stamp))
+    node.calls.clear()
+    await ear.catch_up()
+    (row,) = await ear.payments()
+    assert times_of([row]) == [block.timestamp_ms]
+    assert node.calls["eth_getBlockByNumber"] == 4
+
+
+async def test_logs_of_one_block_that_disagree_about_its_time(
+    chain: Chain, node: FakeNode, ear: Ear
+) -> None:
+    chain.mine(1)
+    block = chain.add(pay(PAYER, SHOP, 1), pay(PAYER, SHOP, 2), step_ms=12_000)
+    chain.mine(1)
+    odd = [hex(block.timestamp_ms - 9_000), hex(block.timestamp_ms - 8_000)]
+    node.twist(
+        "eth_getLogs",
+        lambda _, logs: [
+            {**log, "blockTimestampMs": stamp} for log, stamp in zip(logs, odd, strict=True)
+        ],
+    )
+    await ear.catch_up()
+    assert times_of(await ear.payments()) == [block.timestamp_ms] * 2
 
 
 async def test_the_same_range_twice_changes_nothing(

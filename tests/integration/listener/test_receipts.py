@@ -13,8 +13,10 @@ from listener import exchange as exchange_module
 from listener import receipts as receipts_module
 from listener.contract_events import MEMO as MEMO_TOPIC
 from listener.contract_events import TRANSFER_WITH_REFERENCE
+from listener.operations import BEFORE_EXECUTION
 from listener.references import ContractKind, ReferenceContract
 from listener.rpc import HttpRpc
+from oncepaid.domain.chain import Address
 from oncepaid.domain.errors import CallFailed
 from oncepaid.domain.memo import Memo, Reference, envelope_of
 from oncepaid.domain.payments import Evidence, MemoSource, Signer
@@ -46,6 +48,7 @@ from tests.integration.listener.rig import (
     memos_of,
     units_of,
 )
+from tests.unit.listener.calls import execute, handle_ops, operation_event, operation_v7
 
 pytestmark = pytest.mark.fault("F13")
 
@@ -156,6 +159,48 @@ async def test_a_receipt_with_too_many_events_of_known_contracts(
     assert memos_of(rows) == [BY_AUTHORIZATION, (OTHER_MEMO.hex(), "calldata", "payer")]
 
 
+def bundle(*others: Log) -> Tx:
+    """Return a wallet's payment with its memo, in a bundle with another one behind it all."""
+    paying = execute(TOKEN, transfer_call(SHOP, 5) + envelope_of(MEMO))
+    told = operation_event(2, Address(PAYER))
+    end = Log(
+        topics=tuple("0x" + topic.hex() for topic in told.topics),
+        data="0x" + told.data.hex(),
+        address=told.address,
+    )
+    start = Log(topics=("0x" + BEFORE_EXECUTION.hex(),), address=told.address)
+    data = handle_ops(operation_v7(PAYER, paying)) + envelope_of(OTHER_MEMO)
+    logs = (start, PAID, end, *others)
+    return Tx(sender=STRANGER, to=told.address, input="0x" + data.hex(), logs=logs)
+
+
+BY_WALLET: Final = (MEMO.hex(), "calldata", "payer")
+
+
+async def test_a_bundler_makes_the_receipt_too_full(
+    chain: Chain, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He loses the payer's memo so, and does not get his own heard instead of it."""
+    monkeypatch.setattr(decode_module, "MAX_EVENTS", 4)
+    crowd = [transfer_log(STRANGER, STRANGER, 1)] * 4
+    chain.add(bundle(*crowd), bundle())
+    await ear.catch_up()
+    full, fitting = await ear.payments()
+    assert memos_of([full]) == []
+    assert memos_of([fitting]) == [BY_WALLET]
+
+
+async def test_the_second_look_reads_a_bundle_that_was_too_large_once(
+    chain: Chain, node: FakeNode, pair: Pair
+) -> None:
+    chain.add(bundle())
+    node.twist(RECEIPT, refuses(TOO_LARGE["proxyd"]), times=1)
+    await pair.ear.catch_up()
+    assert memos_of(await pair.ear.payments()) == []
+    await pair.look()
+    assert memos_of(await pair.ear.payments()) == [BY_WALLET]
+
+
 async def test_an_answer_that_is_too_large_is_asked_for_in_halves(
     chain: Chain, node: FakeNode, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +228,19 @@ async def test_a_node_that_refuses_a_large_receipt(
     node.twist(RECEIPT, refuses(refusal))
     await ear.catch_up()
     assert memos_of(await ear.payments()) == [BY_AUTHORIZATION] * 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("refusal", TOO_LARGE.values(), ids=TOO_LARGE)
+async def test_a_large_receipt_is_no_failure_of_its_node(
+    chain: Chain, node: FakeNode, pair: Pair, refusal: Refusal, count: int
+) -> None:
+    """Who makes them must not drive us from node to node."""
+    chain.add(*[call_through(RELAYER, USED, PAID)] * count)
+    node.twist(RECEIPT, refuses(refusal))
+    await pair.ear.catch_up()
+    assert memos_of(await pair.ear.payments()) == [BY_AUTHORIZATION] * count
+    assert (pair.rpc.current, pair.rpc.pinned(0).standing.failures) == (0, 0)
 
 
 async def test_a_node_that_fails_to_give_a_receipt_is_asked_again(

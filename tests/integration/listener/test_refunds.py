@@ -83,7 +83,7 @@ class Desk:
     async def refunds(self) -> list[tuple[str, int, str]]:
         found = await rows(
             self.ear.database,
-            "SELECT tx_hash, amount_units, recognised_by FROM refunds ORDER BY id",
+            "SELECT tx_hash, amount_units, recognised_by FROM payment_refunds ORDER BY id",
         )
         return [(row["tx_hash"], int(row["amount_units"]), row["recognised_by"]) for row in found]
 

@@ -10,14 +10,12 @@ from db.pool import Database
 from listener.rpc import HttpRpc
 from listener.second_look import FinalityMark
 from oncepaid.domain.errors import NotLeading
-from tests.fakes.blocks import (
-    Chain,
-    pay,
-)
+from tests.fakes.blocks import GENESIS_MS, Chain, pay
 from tests.fakes.node import FakeNode
 from tests.fakes.refusals import RANGE_REFUSALS
+from tests.fakes.twists import changed_logs
 from tests.integration.listener.pairs import NOW, Pair, second_look_of
-from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear
+from tests.integration.listener.rig import PAYER, SHOP, STRANGER, Ear, times_of
 from tests.integration.listener.test_reorgs import live, orphaned
 
 pytestmark = pytest.mark.fault("F13")
@@ -83,6 +81,19 @@ async def test_an_endpoint_that_is_always_behind_does_not_hold_up_the_mark(
     before = second_node.calls["eth_getLogs"]
     await pair.look()
     assert second_node.calls["eth_getLogs"] == before + 1
+
+
+async def test_a_time_that_only_a_log_tells_is_asked_for(
+    chain: Chain, node: FakeNode, second_node: FakeNode, pair: Pair
+) -> None:
+    """A second look knows the end of its range, and not when the block before it was."""
+    block = chain.add(pay(PAYER, SHOP, 1))
+    chain.mine(2)
+    node.twist("eth_getLogs", lambda _, __: [])
+    second_node.twist("eth_getLogs", changed_logs(blockTimestampMs=hex(GENESIS_MS)))
+    await pair.ear.catch_up()
+    await pair.look()
+    assert times_of(await pair.ear.payments()) == [block.timestamp_ms]
 
 
 async def test_an_endpoint_on_a_fork_changes_nothing(

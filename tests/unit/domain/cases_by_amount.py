@@ -62,6 +62,38 @@ AMOUNT_CASES = [
         then=MATCHED,
     ),
     Case(
+        name="unique amount, which is the price of another job",
+        paid=of(13, is_a_price=True),
+        jobs=[AMOUNT_JOB],
+        then=unmatched(Reason.AMBIGUOUS_AMOUNT),
+    ),
+    Case(
+        name="amount of a paid job, which is the price of another",
+        paid=of(13, is_a_price=True),
+        jobs=[replace(AMOUNT_JOB, covered=Units(13))],
+        then=unmatched(Reason.AMBIGUOUS_AMOUNT),
+    ),
+    Case(
+        name="unique amount, which is the price of another job, with the payer's memo",
+        paid=of(13, BY_MEMO, is_a_price=True),
+        jobs=[AMOUNT_JOB],
+        then=MATCHED,
+    ),
+    Case(
+        name="amount of a job at no address, where every recipient is observed",
+        paid=of(13, recipient=STRANGER),
+        jobs=[replace(AMOUNT_JOB, pay_to=None)],
+        rules=EVERY_RECIPIENT,
+        then=unmatched(Reason.NO_MEMO),
+    ),
+    Case(
+        name="amount of a job at its own address, where every recipient is observed",
+        paid=of(13),
+        jobs=[AMOUNT_JOB],
+        rules=EVERY_RECIPIENT,
+        then=MATCHED,
+    ),
+    Case(
         name="amount on the edge of the grace",
         paid=of(13, block_time=NOON + GRACE),
         jobs=[AMOUNT_JOB],

@@ -9,14 +9,19 @@ from tests.unit.domain.cases import (
     AMOUNT_JOB,
     BY_MEMO,
     BY_THIRD,
+    EVERY_RECIPIENT,
     MATCHED,
+    NO_FALLBACK,
     SECOND,
     THIRD,
     Case,
     of,
     unmatched,
 )
-from tests.unit.samples import GRACE, NOON, OTHER_SHOP, evidence, job
+from tests.unit.samples import GRACE, NOON, OTHER_SHOP, RULES, STRANGER, evidence, job
+
+UNKNOWN = unmatched(Reason.UNKNOWN_MEMO)
+AMBIGUOUS = unmatched(Reason.AMBIGUOUS_AMOUNT)
 
 MEMO_CASES = [
     Case(name="memo and price", paid=of(10, BY_MEMO), then=MATCHED),
@@ -28,6 +33,19 @@ MEMO_CASES = [
         name="job at any of our addresses",
         paid=of(10, BY_MEMO, recipient=OTHER_SHOP),
         jobs=[job(pay_to=None)],
+        then=MATCHED,
+    ),
+    Case(
+        name="job at no address, where every recipient is observed",
+        paid=of(10, BY_MEMO, recipient=STRANGER),
+        jobs=[job(pay_to=None)],
+        rules=EVERY_RECIPIENT,
+        then=unmatched(Reason.WRONG_RECIPIENT, 1),
+    ),
+    Case(
+        name="job at its own address, where every recipient is observed",
+        paid=of(10, BY_MEMO),
+        rules=EVERY_RECIPIENT,
         then=MATCHED,
     ),
     Case(
@@ -193,6 +211,30 @@ THIRD_PARTY_CASES = [
         name="third party, unknown memo",
         paid=of(10, evidence(9, THIRD)),
         then=unmatched(Reason.UNKNOWN_MEMO),
+    ),
+    *(
+        Case(
+            name=f"third party, unknown memo, exactly a job's unique amount, {name}",
+            paid=of(13, *(evidence(n, THIRD) for n in memos), **changed),
+            jobs=[AMOUNT_JOB, *others],
+            rules=rules,
+            then=then,
+        )
+        for name, memos, changed, others, rules, then in (
+            ("and nothing else", [9], {}, [], RULES, MATCHED),
+            ("two of them", [8, 9], {}, [], RULES, MATCHED),
+            ("with company", [9], {"transfers_in_tx": 2}, [], RULES, MATCHED),
+            ("of two", [9], {}, [job(2, unique_amount=Units(13))], RULES, UNKNOWN),
+            ("and a price", [9], {"is_a_price": True}, [], RULES, AMBIGUOUS),
+            ("without the fallback", [9], {}, [], NO_FALLBACK, UNKNOWN),
+            ("minted", [9], {"sender": ZERO_ADDRESS}, [], RULES, UNKNOWN),
+        )
+    ),
+    Case(
+        name="the payer's unknown memo, exactly a job's unique amount",
+        paid=of(13, evidence(9)),
+        jobs=[AMOUNT_JOB],
+        then=UNKNOWN,
     ),
     Case(
         name="third parties' memos of two jobs",

@@ -126,6 +126,18 @@ SHARED_CASES = [
         then=MATCHED,
     ),
     Case(
+        name="one tail for two transfers, this one with the unique amount of another job",
+        paid=of(13, evidence(1, company=2)),
+        jobs=[job(), job(2, unique_amount=Units(13))],
+        then=unmatched(Reason.SHARED_MEMO, 1),
+    ),
+    Case(
+        name="one tail for two transfers, this one with the unique amount of both",
+        paid=of(13, evidence(1, company=2)),
+        jobs=[job(unique_amount=Units(13)), job(2, unique_amount=Units(13))],
+        then=unmatched(Reason.SHARED_MEMO, 1),
+    ),
+    Case(
         name="a tail for two, and one of its own for the same job",
         paid=of(10, evidence(1, company=2), BY_MEMO),
         then=MATCHED,

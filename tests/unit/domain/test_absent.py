@@ -46,6 +46,7 @@ def receipt(*events: EventLog, number: int = 100, succeeded: bool = True) -> Rec
         (receipt(event(), succeeded=False), True, "failed in block 100: it moved nothing."),
         (receipt(), True, "transfers no token at all."),
         (receipt(event(topics=(b"\x01" * 32,))), True, "transfers no token at all."),
+        (receipt(event(sender="0x1" + "0" * 63)), True, "transfers no token at all."),
         (
             receipt(event(to=STRANGER)),
             True,

@@ -7,21 +7,25 @@ import pytest
 
 from oncepaid.domain.chain import BlockHash, BlockRef, TxHash
 from oncepaid.domain.desk import (
+    UNCREDITED,
     Allowed,
     Already,
     DeskJob,
     DeskPayment,
     Obstacle,
+    Recorded,
+    RefundRuling,
     Refused,
-    Ruling,
     decide_assignment,
     decide_ignoring,
     decide_refund,
-    same_transfer,
+    is_open,
+    is_waiting_part,
+    twins_in,
 )
 from oncepaid.domain.jobs import JobId
 from oncepaid.domain.money import Units
-from oncepaid.domain.payments import PaymentId, PaymentStatus, StoredLog
+from oncepaid.domain.payments import PaymentId, PaymentStatus, Reason, StoredLog
 from tests.unit.samples import PAYER, SHOP, job
 
 REFUND = TxHash("0x" + "11" * 32)
@@ -33,15 +37,20 @@ def at_desk(**terms: Any) -> DeskJob:
     return DeskJob(terms=job(3, **terms), uuid="a-uuid", status="pending")
 
 
-def given(ruling: Ruling) -> str:
+def given(ruling: RefundRuling) -> str:
     """Return an obstacle, or what else came out of it."""
     match ruling:
+        case Recorded(obstacle=obstacle, sentence=sentence):
+            assert sentence
+            return f"recorded, {obstacle}"
         case Refused(obstacle=obstacle, sentence=sentence):
             assert sentence
             return obstacle
         case Already(sentence=sentence):
             assert sentence
             return "already"
+        case Allowed(is_recorded=True):
+            return "closed only"
         case Allowed(lower_price_to=price):
             return "allowed" if price is None else f"allowed at {price}"
 
@@ -51,18 +60,18 @@ def given(ruling: Ruling) -> str:
     [
         ({"status": "unmatched"}, "allowed", "allowed", "allowed"),
         ({"status": "ignored"}, "allowed", "already", "allowed"),
-        ({"status": "seen"}, "undecided", "undecided", "undecided"),
-        ({"status": "seen", "assigned_to": 3}, "already", "undecided", "undecided"),
-        ({"status": "seen", "assigned_to": 4}, "undecided", "undecided", "undecided"),
-        ({"status": "matched", "job_id": 3}, "already", "pays_a_job", "pays_a_job"),
+        ({"status": "seen"}, "undecided", "undecided", "allowed"),
+        ({"status": "seen", "assigned_to": 3}, "already", "undecided", "allowed"),
+        ({"status": "seen", "assigned_to": 4}, "undecided", "undecided", "allowed"),
+        ({"status": "matched", "job_id": 3}, "already", "pays_a_job", "allowed"),
         ({"status": "credited", "job_id": 3}, "already", "pays_a_job", "pays_a_job"),
         ({"status": "credited", "job_id": 4}, "pays_a_job", "pays_a_job", "pays_a_job"),
         ({"status": "orphaned"}, "orphaned", "orphaned", "orphaned"),
         ({"status": "refunded"}, "sent_back", "sent_back", "sent_back"),
         ({"status": "refunded", "sent_back": REFUND}, "sent_back", "sent_back", "already"),
         ({"status": "refunded", "sent_back": OTHER}, "sent_back", "sent_back", "sent_back"),
-        # Recognised while it counted for a job that did not stay paid.
-        ({"status": "unmatched", "sent_back": REFUND}, "sent_back", "sent_back", "allowed"),
+        # Recognised while it counted for a job, or was off the chain.
+        ({"status": "unmatched", "sent_back": REFUND}, "sent_back", "sent_back", "closed only"),
         ({"status": "unmatched", "sent_back": OTHER}, "sent_back", "sent_back", "sent_back"),
         ({"status": "credited", "job_id": 4, "sent_back": REFUND},
          "sent_back", "sent_back", "pays_a_job"),
@@ -146,6 +155,56 @@ def test_a_transfer_that_sent_back_another_payment() -> None:
     assert given(ruling) == Obstacle.TRANSFER_TAKEN
 
 
+@pytest.mark.parametrize(
+    ("facts", "serves", "outcome"),
+    [
+        ({"status": "unmatched"}, None, "allowed"),
+        ({"status": "ignored"}, None, "allowed"),
+        ({"status": "seen"}, None, "allowed"),
+        ({"status": "matched", "job_id": 4}, None, "allowed"),
+        ({"status": "credited", "job_id": 4}, None, "recorded, pays_a_job"),
+        ({"status": "orphaned"}, None, "recorded, orphaned"),
+        # Somebody closed it by hand, and nobody knows by which transfer.
+        ({"status": "refunded"}, None, "recorded, sent_back"),
+        # What is recorded is not recorded again, and two transfers are none of one payment's.
+        ({"status": "credited", "job_id": 4, "sent_back": REFUND}, None, "pays_a_job"),
+        ({"status": "unmatched", "sent_back": REFUND}, None, "closed only"),
+        ({"status": "seen", "sent_back": REFUND}, None, "closed only"),
+        ({"status": "matched", "job_id": 4, "sent_back": REFUND}, None, "closed only"),
+        ({"status": "matched", "job_id": 4, "sent_back": OTHER}, None, "sent_back"),
+        ({"status": "refunded", "sent_back": REFUND}, None, "already"),
+        ({"status": "unmatched", "sent_back": OTHER}, None, "sent_back"),
+        ({"status": "credited", "job_id": 4, "sent_back": OTHER}, None, "sent_back"),
+        ({"status": "unmatched"}, 4, "transfer_taken"),
+        ({"status": "credited", "job_id": 4}, 4, "transfer_taken"),
+    ],
+)
+def test_a_transfer_that_names_the_payment_itself(
+    facts: dict[str, Any], serves: PaymentId | None, outcome: str
+) -> None:
+    """The money did go back, whatever the payment counts for."""
+    payment = replace(UNMATCHED, **{**facts, "status": PaymentStatus(facts["status"])})
+    assert given(decide_refund(payment, REFUND, serves=serves, is_watched=True)) == outcome
+
+
+@pytest.mark.parametrize("status", PaymentStatus)
+def test_what_no_job_has_yet_is_closed_where_it_went_back(status: PaymentStatus) -> None:
+    """Only what is open is offered to be sent back; what went back is closed all the same."""
+    for sent_back in (None, OTHER):
+        payment = replace(UNMATCHED, status=status, sent_back=sent_back)
+        may = status in UNCREDITED and sent_back is None
+        assert (decide_refund(payment, REFUND) == Allowed()) is may
+        assert is_open(status, is_sent_back=sent_back is not None) <= may
+
+
+def test_a_part_counts_while_it_waits_for_the_rest() -> None:
+    short = Reason.UNDERPAID
+    assert is_waiting_part(PaymentStatus.UNMATCHED, short, has_job=True)
+    assert not is_waiting_part(PaymentStatus.IGNORED, short, has_job=True)
+    assert not is_waiting_part(PaymentStatus.UNMATCHED, Reason.DUPLICATE, has_job=True)
+    assert not is_waiting_part(PaymentStatus.UNMATCHED, short, has_job=False)
+
+
 def stored(number: int, index: int, block: str = "a", **changed: Any) -> StoredLog:
     log = StoredLog(
         id=PaymentId(number),
@@ -169,10 +228,12 @@ def test_the_same_transfer_in_another_block() -> None:
         stored(5, 11, "b", units=Units(11)),
         stored(6, 12, "b"),
     ]
-    assert [same_transfer(log, logs) for log in logs] == [
-        *([1, 4], [2, 6], [3, 5]),
-        *([1, 4], [3, 5], [2, 6]),
-    ]
+    gone, here = PaymentStatus.ORPHANED, PaymentStatus.SEEN
+    known = [(log, gone if log.id <= 3 else here) for log in reversed(logs)]
+    same = {1: (1, 4), 2: (2, 6), 3: (3, 5), 4: (1, 4), 5: (3, 5), 6: (2, 6)}
+    again = {1: 4, 2: 6, 3: 5}
+    found = {one: (twins.ids, twins.came_again) for one, twins in twins_in(known).items()}
+    assert found == {number: (ids, again.get(number)) for number, ids in same.items()}
 
 
 def test_an_id_is_an_id() -> None:

@@ -124,6 +124,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[JobId, JobTerms], list[SeenPayment]]:
             block_time=NOON + GRACE + draw(st.sampled_from([-1, 0, 1])) * SECOND,
             transfers_in_tx=draw(st.sampled_from([1, 1, 2])),
             block_number=draw(st.sampled_from([5, 6])),
+            is_a_price=draw(st.sampled_from([False, False, True])),
         )
         for number in range(1, draw(st.integers(1, 10)) + 1)
     ]
@@ -160,9 +161,10 @@ def test_money_that_names_one_job_never_pays_another(world: World) -> None:
         if any(names(other, paid) for other in jobs.values()):
             assert names(terms, paid)
         else:
-            assert not any(piece.memo for piece in paid.evidence)
+            assert not any(piece.memo and _is_payers(piece) for piece in paid.evidence)
             assert terms.unique_amount == paid.units
             assert paid.block_number > terms.amount_after_block
+            assert not (paid.is_a_price and isinstance(decision, Matched))
         if isinstance(decision, Matched):
             assert paid.sender != SHOP
             assert terms.pay_to in (None, paid.recipient)

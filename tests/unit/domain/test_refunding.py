@@ -13,16 +13,19 @@ from oncepaid.domain.money import Units
 from oncepaid.domain.payments import PaymentId, PaymentStatus, StoredLog
 from oncepaid.domain.refunding import (
     BUSY_SENDER,
+    MAX_NAMES,
     NamedPayment,
     NotFinalYet,
     Payee,
     Refunded,
     RefundKnown,
+    RefundName,
     RefundRefusal,
     RefundRefused,
     final_or_wait,
     find_refunded,
     judge_refund,
+    names_to_look_for,
     nearest_refusal,
     refund_envelope,
     refund_names,
@@ -149,6 +152,9 @@ def test_of_several_alike_the_open_one_is_meant_and_then_what_counts() -> None:
     counts = named(2, PaymentStatus.CREDITED)
     is_open = named(3, PaymentStatus.IGNORED)
     assert find_refunded([gone, counts, is_open], SENT, ours=OURS) == Refunded(payment=PaymentId(3))
+    uncredited = named(4, PaymentStatus.MATCHED)
+    found = find_refunded([gone, counts, uncredited], SENT, ours=OURS)
+    assert found == Refunded(payment=PaymentId(4))
     assert find_refunded([gone, counts], SENT, ours=OURS) == Refunded(payment=PaymentId(2))
     assert find_refunded([gone], SENT, ours=OURS) == Refunded(payment=PaymentId(1))
 
@@ -247,3 +253,23 @@ def test_what_to_think_of_before_money_goes_there(payee: Payee, words: tuple[str
     for warning, word in zip(warnings, words, strict=True):
         assert word in warning
         assert warning.startswith(payee.address)
+
+
+@pytest.mark.parametrize(
+    ("count", "is_signed", "reason"),
+    [
+        (0, False, None),
+        (0, True, None),
+        (1, True, None),
+        (1, False, RefundRefusal.NOT_SIGNED),
+        (MAX_NAMES, True, None),
+        (MAX_NAMES + 1, True, RefundRefusal.TOO_MANY_NAMES),
+        (MAX_NAMES + 1, False, RefundRefusal.TOO_MANY_NAMES),
+    ],
+)
+def test_which_names_are_looked_for(
+    count: int, is_signed: bool, reason: RefundRefusal | None
+) -> None:
+    names = tuple(RefundName(bytes([number]) * 16) for number in range(count))
+    found = names_to_look_for(names, is_signed=is_signed)
+    assert found == (names if reason is None else RefundRefused(reason=reason))

@@ -10,13 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.calldata import (
-    MAX_CALLDATA_BYTES,
-    TRANSFER,
-    TRANSFER_FROM,
-    calldata_evidence,
-    is_direct_call,
-)
+from listener.calldata import calldata_evidence, is_direct_call
+from listener.token_calls import TRANSFER, TRANSFER_FROM
+from listener.walk import MAX_CALLDATA_BYTES
 from oncepaid.domain.chain import Address, TransferLog
 from oncepaid.domain.memo import Memo, envelope_of
 from oncepaid.domain.money import Units

@@ -3,16 +3,19 @@
 Counted, not timed: values read, and bytes and places searched for a memo.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from listener import abi, tails
+from listener import calldata as calldata_module
 from listener.abi import MAX_STEPS
-from listener.calldata import MAX_CALLDATA_BYTES, MAX_CANDIDATES
+from listener.calldata import MAX_CANDIDATES, MAX_EXPLAINED
 from listener.tails import MAX_LOOKS_IN_ALL
+from listener.walk import MAX_CALLDATA_BYTES
 from oncepaid.domain.chain import Address
-from oncepaid.domain.memo import MAGIC, Memo
+from oncepaid.domain.memo import MAGIC, Memo, envelope_of
+from oncepaid.domain.payments import Evidence
 from tests.unit.listener.calls import (
     ENTRY_POINT_V7,
     ENVELOPE,
@@ -30,7 +33,7 @@ from tests.unit.listener.calls import (
     transfer,
     transfer_log,
 )
-from tests.unit.samples import STRANGER, USDC
+from tests.unit.samples import STRANGER, USDC, memo
 
 
 def words(*numbers: int) -> bytes:
@@ -95,6 +98,27 @@ BOMBS = {
         ROUTER,
     ),
 }
+
+
+def test_a_crowd_of_transfers_that_are_alike_is_explained_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight calls may have made each of them, with four tails around of 256 memos each."""
+    made: list[Memo | None] = []
+
+    def making(**fields: Any) -> Evidence:
+        made.append(fields["memo"])
+        return Evidence(**fields)
+
+    monkeypatch.setattr(calldata_module, "Evidence", making)
+    blocks = [b"".join(envelope_of(memo(n * 1000 + i)) for i in range(256)) for n in range(4)]
+    data = execute_batch(*[(USDC, transfer(1))] * 8, (ROUTER, b"pays")) + blocks[0]
+    for block in blocks[1:]:
+        data = call("multicall(bytes[])", [data]) + block
+    logs = [transfer_log(at, sender=WALLET, units=1) for at in range(2000)]
+    found = evidence(data, logs, sender=WALLET, to=WALLET)
+    assert len(made) == MAX_CANDIDATES * 4 * tails.MAX_MEMOS
+    assert [bool(pieces) for pieces in found] == [at < MAX_EXPLAINED for at in range(2000)]
 
 
 LOGS: Final = [transfer_log(2 * at, sender=ROUTER) for at in range(256)]

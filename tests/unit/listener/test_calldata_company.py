@@ -1,5 +1,6 @@
 """Where several transfers or several calls are alike, none is taken for another."""
 
+from listener.calldata import calldata_evidence
 from oncepaid.domain.memo import envelope_of
 from tests.unit.listener.calls import (
     BATCH_MODE,
@@ -16,7 +17,9 @@ from tests.unit.listener.calls import (
     execute,
     execute_batch,
     modular,
+    receipt,
     shown,
+    transaction,
     transfer,
     transfer_from,
     transfer_log,
@@ -47,10 +50,19 @@ def test_a_tail_around_several_transfers_has_company() -> None:
     ]
     found = evidence(data + ENVELOPE, logs, sender=WALLET, to=WALLET)
     assert [shown(pieces) for pieces in found] == [
-        [(7, "wrapper", "payer", WALLET, 2)],
-        [(7, "wrapper", "payer", WALLET, 2)],
-        [(7, "wrapper", "payer", WALLET, 1)],
+        [(7, "wrapper", "payer", WALLET, 3)],
+        [(7, "wrapper", "payer", WALLET, 3)],
+        [(7, "wrapper", "payer", WALLET, 3)],
     ]
+    # Where everybody's transfers are observed, most of them are not to us.
+    apart = calldata_evidence(
+        transaction(data + ENVELOPE, sender=WALLET, to=WALLET),
+        logs,
+        receipt(),
+        USDC,
+        by_recipient=True,
+    )
+    assert [piece.company for pieces in apart.values() for piece in pieces] == [2, 2, 1]
 
 
 def test_equally_strong_tails_stand_from_inside_out() -> None:

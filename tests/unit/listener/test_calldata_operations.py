@@ -38,9 +38,10 @@ from tests.unit.listener.calls import (
     shown,
     transaction,
     transfer,
+    transfer_from,
     transfer_log,
 )
-from tests.unit.samples import SHOP, STRANGER, USDC
+from tests.unit.samples import PAYER, SHOP, STRANGER, USDC
 
 BY_WALLET = (7, "calldata", "payer", WALLET, 1)
 EXECUTE_USER_OP = selector(f"executeUserOp({OPERATION_V7},bytes32)")
@@ -81,7 +82,13 @@ def test_the_tails_from_inside_out() -> None:
     calldata = execute(USDC, PAY_7) + OTHER_ENVELOPE + BASEAPP
     (pieces,) = one_operation(calldata, LOG, tail=ENVELOPE)
     assert shown(pieces) == [BY_WALLET, (8, "wrapper", "payer", WALLET, 1)]
-    (pieces,) = one_operation(execute(USDC, PAY), LOG, tail=ENVELOPE)
+
+
+def test_a_bundlers_memo_is_not_heard_beside_what_the_payer_signed() -> None:
+    assert one_operation(execute(USDC, PAY), LOG, tail=ENVELOPE) == [[]]
+    # Money that the sender of the operation moves for somebody else.
+    pull = execute(USDC, transfer_from(PAYER))
+    (pieces,) = one_operation(pull, transfer_log(10, sender=PAYER), tail=ENVELOPE)
     assert shown(pieces) == [(7, "wrapper", "third_party", BUNDLER, 1)]
 
 
@@ -130,17 +137,15 @@ def test_a_router_called_by_an_operation() -> None:
 
 def test_a_wallet_with_a_function_of_its_own() -> None:
     (pieces,) = one_operation(b"pays" + bytes(32) + ENVELOPE, LOG, tail=OTHER_ENVELOPE)
-    assert shown(pieces) == [
-        (7, "scan", "payer", WALLET, 1),
-        (8, "wrapper", "third_party", BUNDLER, 1),
-    ]
+    assert shown(pieces) == [(7, "scan", "payer", WALLET, 1)]
 
 
 def test_an_operation_that_failed_moved_nothing() -> None:
     """A log in its range is of somebody else, as of its paymaster."""
     calldata = execute(USDC, PAY_7) + ENVELOPE
     assert one_operation(calldata, LOG, succeeded=False) == [[]]
-    (pieces,) = one_operation(calldata, LOG, succeeded=False, tail=OTHER_ENVELOPE)
+    paymasters = transfer_log(10, sender=OTHER_WALLET)
+    (pieces,) = one_operation(calldata, paymasters, succeeded=False, tail=OTHER_ENVELOPE)
     assert shown(pieces) == [(8, "wrapper", "third_party", BUNDLER, 1)]
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.calldata import MAX_EVIDENCE, calldata_evidence
+from listener.calldata import calldata_evidence
 from listener.decode import decode_transaction
+from listener.ranking import MAX_PIECES
 from oncepaid.domain.chain import Address, EventLog, Receipt, Transaction, TransferLog
 from oncepaid.domain.memo import envelope_of
 from oncepaid.domain.payments import Evidence, Signer
@@ -118,7 +119,7 @@ def explain(
     assert list(found) == [log.log_index for log in logs]
     for log in logs:
         pieces = found[log.log_index]
-        assert len(pieces) <= MAX_EVIDENCE
+        assert len(pieces) <= MAX_PIECES
         assert len({piece.memo for piece in pieces}) == len(pieces)
         for piece in pieces:
             assert piece.memo is not None

@@ -5,8 +5,7 @@ Each piece of evidence says who signed its bytes, and of how many transfers they
 
 import pytest
 
-from listener.calldata import MAX_CALLDATA_BYTES
-from listener.walk import MAX_CALLS, MAX_DEPTH
+from listener.walk import MAX_CALLDATA_BYTES, MAX_CALLS, MAX_DEPTH
 from oncepaid.domain.chain import Address
 from tests.unit.listener.calls import (
     BASEAPP,
@@ -195,9 +194,9 @@ def test_an_unknown_call_is_scanned() -> None:
     logs = [transfer_log(1), transfer_log(2, sender=ROUTER), transfer_log(3, recipient=OTHER_SHOP)]
     found = evidence(data, logs, to=ROUTER)
     assert [shown(pieces) for pieces in found] == [
-        [(7, "scan", "payer", PAYER, 2)],
-        [(7, "scan", "third_party", PAYER, 2)],
-        [(7, "scan", "payer", PAYER, 1)],
+        [(7, "scan", "payer", PAYER, 3)],
+        [(7, "scan", "third_party", PAYER, 3)],
+        [(7, "scan", "payer", PAYER, 3)],
     ]
 
 

@@ -1,6 +1,8 @@
 """An ERC-8021 suffix is cut off exactly, or left where it is."""
 
 import time
+from io import BytesIO
+from typing import Any
 
 import cbor2
 import pytest
@@ -99,6 +101,21 @@ def cbor_suffix(body: bytes, length: int | None = None) -> bytes:
         cbor_suffix(b"\xa0" + ENVELOPE),
         cbor_suffix(cbor2.dumps({"m": bytes(2000)})),
         cbor_suffix(b"\xa1\x61m" + b"\x81" * 900),
+        cbor_suffix(cbor2.dumps({"m": cbor2.CBORTag(4000, 1)})),
+        cbor_suffix(b"\xd9\xd9\xf7" + cbor2.dumps({"a": "baseapp"})),
+        cbor_suffix(b"\xa1\x61a\xc1"),
+        cbor_suffix(b"\xa1\x61a\xd8\x23"),
+        cbor_suffix(b"\xbf\x61a\x61b\xff"),
+        cbor_suffix(b"\xa1\x61a\x7f\x61b\xff"),
+        cbor_suffix(b"\xa1\x61a\xff"),
+        cbor_suffix(b"\xa1\x61a\x1c"),
+        cbor_suffix(b"\xa1\x61a\xf8\x1f"),
+        cbor_suffix(b"\xa1\x61a\x19\x01"),
+        cbor_suffix(b"\xa1\x61a\x42\x01"),
+        cbor_suffix(b"\xa1\x61a"),
+        cbor_suffix(b"\xa0\xa0"),
+        cbor_suffix(cbor2.dumps({"m": [[[[]]]]})),
+        cbor_suffix(cbor2.dumps({"m": [0] * 126})),
     ],
     ids=lambda tail: tail.hex()[:24],
 )
@@ -112,13 +129,91 @@ def test_stripping_only_ever_cuts_the_end_off(data: bytes, schema: int, markers:
     assert tail.startswith(strip_suffixes(tail))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"m": [[[]]]},
+        {"m": [0] * 125},
+        {"m": {1: -1, "f": [0.5, 1e300, None, True, cbor2.undefined, cbor2.CBORSimpleValue(99)]}},
+        {"m": {b"\0" * 300: "€" * 60, "n": [2**64 - 1, -(2**32), 256, 24]}},
+        {n: n for n in range(60)},
+    ],
+    ids=["empty", "deep", "many items", "simple", "lengths", "many keys"],
+)
+def test_a_map_of_any_plain_values_is_cut_off(value: Any) -> None:
+    assert strip_suffixes(ENVELOPE + cbor_suffix(cbor2.dumps(value))) == ENVELOPE
+
+
+def test_a_length_may_be_longer_than_it_must() -> None:
+    """Some encoders write every map with two bytes of length."""
+    body = b"\xb9\x00\x01\x61a\x7b" + (7).to_bytes(8) + b"baseapp"
+    assert cbor2.loads(body) == {"a": "baseapp"}
+    assert strip_suffixes(ENVELOPE + cbor_suffix(body)) == ENVELOPE
+
+
+plain = st.recursive(
+    st.integers(-(2**64), 2**64 - 1) | st.text(max_size=9) | st.binary(max_size=9) | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), plain, max_size=3))
+def test_every_map_without_tags_is_cut_off_unless_it_is_deep(value: dict[str, Any]) -> None:
+    stripped = strip_suffixes(ENVELOPE + cbor_suffix(cbor2.dumps(value))) == ENVELOPE
+    assert stripped == (depth(value) <= 4)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Return an encoding with one byte changed, which may make it any other one."""
+    encoded = bytearray(cbor2.dumps(draw(plain)))
+    encoded[draw(st.integers(0, len(encoded) - 1))] = draw(st.integers(0, 255))
+    return bytes(encoded)
+
+
+@given(st.one_of(damaged(), st.binary(min_size=1, max_size=30).map(lambda body: b"\xa1" + body)))
+def test_what_is_cut_off_is_a_map_to_a_decoder_too(body: bytes) -> None:
+    if strip_suffixes(cbor_suffix(body)) == b"":
+        stream = BytesIO(body)
+        value = cbor2.CBORDecoder(stream, read_size=1, str_errors="replace").decode()
+        assert isinstance(value, dict)
+        assert not stream.read(1)
+
+
+def depth(value: Any) -> int:
+    match value:
+        case dict():
+            return 1 + max(map(depth, [*value.keys(), *value.values()]), default=0)
+        case list() | tuple():
+            return 1 + max(map(depth, value), default=0)
+        case _:
+            return 0
+
+
 def colliding_map() -> bytes:
     """Return a CBOR map whose keys all have the hash 0: what makes a decoder quadratic."""
     keys = (b"\xc2\x4a" + (n * (2**61 - 1)).to_bytes(10) + b"\x00" for n in range(1, 4900))
     return b"\xb9" + (4899).to_bytes(2) + b"".join(keys)
 
 
+def expensive_patterns() -> bytes:
+    """Return suffixes with regular expressions (tag 35) that take seconds to compile."""
+    tail = b""
+    for n in range(1, 25):
+        pattern = "(?i)" + "".join(
+            f"[{chr(1 + (n + at) % 90)}-\uffff{chr(0x100 + n)}]" for at in range(95)
+        )
+        text = pattern.encode()
+        tail += cbor_suffix(b"\xa1\x61a\xd8\x23\x79" + len(text).to_bytes(2) + text)
+    return tail
+
+
 HOSTILE = {
+    "patterns": expensive_patterns(),
+    "items": cbor_suffix(b"\xb9\x01\xfe" + bytes(1020)) * 120,
+    "nested items": cbor_suffix(b"\xa1\x00" + b"\x80" * 1000) * 120,
     "markers": MARKER * 8000,
     "empty": (b"\x00" + MARKER) * 7500,
     "stack": BASEAPP * 4900,

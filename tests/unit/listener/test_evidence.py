@@ -5,7 +5,8 @@ from typing import Any, Final
 
 import pytest
 
-from listener.evidence import MAX_PIECES, authorizations_in, evidence_of, strongest
+from listener.evidence import authorizations_in, evidence_of
+from listener.ranking import MAX_PIECES, strongest
 from oncepaid.domain.chain import AUTHORIZATION_USED_TOPIC, Address
 from oncepaid.domain.memo import Reference, envelope_of
 from oncepaid.domain.payments import Evidence, MemoSource, Signer

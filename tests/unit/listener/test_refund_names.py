@@ -2,7 +2,8 @@
 
 import pytest
 
-from listener.refund_names import MAX_CALLDATA_BYTES, MAX_TAILS, named_by, needs_receipt
+from listener.refund_names import MAX_TAILS, named_by, needs_receipt
+from listener.walk import MAX_CALLDATA_BYTES
 from oncepaid.domain.chain import Address, EventLog, TransferLog, TxHash
 from oncepaid.domain.memo import envelope_of
 from oncepaid.domain.refunding import MAX_NAMES, RefundName, refund_envelope

@@ -11,7 +11,7 @@ from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.calldata import TRANSFER
+from listener.token_calls import TRANSFER
 from oncepaid.domain.chain import Address
 from oncepaid.domain.memo import Memo, memo_of_nonce, memos_of_tail
 from oncepaid.domain.money import MAX_UNITS, Units, parse_usdc
