@@ -29,34 +29,39 @@ _CARRIES: Final = """
    AND l.issuer = {0} AND l.reference = {1}
 """
 
-# One that somebody else has locked is for the next sweep.
-_SEE_AGAIN: Final = """
+_RECONSIDER: Final = f"""
 UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
- WHERE id IN (
-       SELECT id FROM payments WHERE status = 'unmatched' AND id IN ({}) ORDER BY id
-          FOR UPDATE SKIP LOCKED)
+ WHERE status = 'unmatched' AND id IN (
+       SELECT l.payment_id FROM oncepaid_bound_late l
+        WHERE {_CARRIES.format("$1::text", "$2::bytea")})
 RETURNING id
 """
 
-_RECONSIDER: Final = _SEE_AGAIN.format(
-    "SELECT l.payment_id FROM oncepaid_bound_late l WHERE"
-    + _CARRIES.format("$1::text", "$2::bytea")
-)
+# A binding of a transaction that ends after the payment was decided. One that is open for more than
+# an hour is not waited for. A payment that somebody else has locked is for the next sweep.
+_RECONSIDER_LAST: Final = """
+UPDATE payments SET status = 'seen', job_id = NULL, reason = NULL
+ WHERE id IN (
+       SELECT id FROM payments WHERE status = 'unmatched' AND id IN (
+              SELECT payment_id FROM oncepaid_bound_late
+               WHERE seen_at > now() - interval '1 hour' AND chain_id = $1 LIMIT 500)
+        ORDER BY id FOR UPDATE SKIP LOCKED)
+RETURNING id
+"""
 
-# A host's own INSERT, and one of a transaction that ends after the payment was decided. One that is
-# open for more than an hour is not waited for.
-RECONSIDER_NEW: Final = _SEE_AGAIN.format(
-    f"""
-    (SELECT l.payment_id FROM oncepaid_bound_late l
-      WHERE l.seen_at > now() - interval '1 hour' AND l.chain_id = $1 LIMIT 500)
-    UNION ALL
-    (SELECT l.payment_id
-       FROM job_bindings b CROSS JOIN LATERAL (
-            SELECT payment_id FROM oncepaid_bound_late l
-             WHERE l.chain_id = $1 AND {_CARRIES.format("b.issuer", "b.reference")}) l
-      WHERE b.created_at > now() - interval '1 hour' LIMIT 500)
-    """
-)
+_NEW: Final = """
+SELECT issuer, reference, job_id FROM job_bindings WHERE is_new ORDER BY created_at LIMIT $1
+"""
+
+# Not one that its host has given to another job meanwhile.
+_NO_LONGER_NEW: Final = """
+UPDATE job_bindings b SET is_new = false
+  FROM unnest($1::text[], $2::bytea[], $3::bigint[]) AS n (issuer, reference, job_id)
+ WHERE (b.issuer, b.reference, b.job_id) = (n.issuer, n.reference, n.job_id)
+"""
+
+MOST_NEW: Final = 1_000
+"""So many new bindings are looked at in one sweep."""
 
 _WAITING: Final = """
 SELECT id FROM payments
@@ -131,6 +136,18 @@ class BindingStore:
         return tuple(PaymentId(row["id"]) for row in rows)
 
 
-async def reconsider_new_bindings(connection: Connection, chain_id: int) -> int:
-    """Have payments decided anew that were decided without their binding; returns how many."""
-    return len(await connection.fetch(RECONSIDER_NEW, chain_id))
+async def reconsider_bound(connection: Connection, chain_id: int) -> int:
+    """Have payments decided anew that were decided without their binding; returns how many.
+
+    A host's own bindings are looked at one by one, once each: so no plan reads all that is
+    unmatched for them, and no payment is locked for longer than a statement.
+    """
+    again = await connection.fetch(_RECONSIDER_LAST, chain_id)
+    new = await connection.fetch(_NEW, MOST_NEW)
+    for row in new:
+        again += await connection.fetch(_RECONSIDER, row["issuer"], row["reference"])
+    if new:
+        columns = ("issuer", "reference", "job_id")
+        named = ([row[column] for row in new] for column in columns)
+        await connection.execute(_NO_LONGER_NEW, *named)
+    return len(again)

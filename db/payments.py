@@ -5,7 +5,7 @@ from typing import Final
 
 import asyncpg
 
-from db.bindings import reconsider_new_bindings
+from db.bindings import reconsider_bound
 from db.deciding import lock_named_jobs, with_nearest, with_prices, write_decisions
 from db.payment_rows import LOG_COLUMNS, evidence_of, stored_log_of
 from db.pool import HOST_REFUSES, Connection, Database
@@ -224,7 +224,7 @@ class PaymentStore:
         """Have money decided anew that its job waits for after all; returns how many payments."""
         async with self._database.connection() as connection:
             again = await connection.fetch(_RECONSIDER, self._chain_id)
-            bound = await reconsider_new_bindings(connection, self._chain_id)
+            bound = await reconsider_bound(connection, self._chain_id)
         return len(again) + bound
 
     async def conflict(self) -> str | None:

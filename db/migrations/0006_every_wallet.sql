@@ -27,6 +27,7 @@ CREATE TABLE job_bindings (
     reference  bytea NOT NULL CHECK (octet_length(reference) BETWEEN 1 AND 64),
     job_id     bigint NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
     created_at timestamptz NOT NULL DEFAULT now(),
+    is_new     boolean NOT NULL DEFAULT true,
     PRIMARY KEY (issuer, reference)
 );
 CREATE INDEX job_bindings_job_idx ON job_bindings (job_id);
@@ -34,13 +35,18 @@ CREATE INDEX job_bindings_job_idx ON job_bindings (job_id);
 CREATE FUNCTION oncepaid_lower_issuer() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.issuer := lower(NEW.issuer);
+    IF TG_OP = 'UPDATE' THEN
+        NEW.is_new := NEW.is_new OR (NEW.issuer, NEW.reference, NEW.job_id)
+                                    IS DISTINCT FROM (OLD.issuer, OLD.reference, OLD.job_id);
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER oncepaid_lower_issuer BEFORE INSERT OR UPDATE ON job_bindings
     FOR EACH ROW EXECUTE FUNCTION oncepaid_lower_issuer();
 
--- What the sweep begins with: new bindings, and payments that were decided a short time ago.
-CREATE INDEX job_bindings_created_idx ON job_bindings (created_at);
+-- The sweep looks once for payments that came before a binding, and for an hour at payments whose
+-- binding may be in a transaction that goes on.
+CREATE INDEX job_bindings_new_idx ON job_bindings (created_at) WHERE is_new;
 -- Finds the payments that carry a reference; of seen ones the matcher will know anyway.
 CREATE INDEX payments_unmatched_evidence_idx ON payments USING gin (evidence jsonb_path_ops)
     WHERE status = 'unmatched';

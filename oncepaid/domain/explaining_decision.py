@@ -63,7 +63,7 @@ def _why_not_bound(facts: PaymentFacts, near: Sequence[NearJob]) -> Iterator[str
     if job is not None and units not in (job.terms.price, job.terms.unique_amount):
         yield f"Its amount is not exactly what {_job(job)} costs, nor that job's unique amount."
     if facts.transfers_in_tx != 1:
-        yield f"It is one of {facts.transfers_in_tx} transfers to this address in its transaction."
+        yield f"It is one of {facts.transfers_in_tx} transfers to us in its transaction."
     company = min((clue.piece.company for clue in _leading_to(job, facts)), default=1)
     if company != 1:
         yield f"Its memo may speak of any of {company} transfers."

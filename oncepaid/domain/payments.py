@@ -41,7 +41,11 @@ class Reason(StrEnum):
 
     NO_MEMO = "no_memo", "It carries no memo, and its amount is nobody's unique amount."
     UNKNOWN_MEMO = "unknown_memo", "Its memo names no job of this database."
-    WRONG_RECIPIENT = "wrong_recipient", "Its memo names a job that is paid at another address."
+    WRONG_RECIPIENT = (
+        "wrong_recipient",
+        "Its memo names a job that is paid at another address, or, where every recipient is"
+        " observed, at none.",
+    )
     LATE = "late", "Its block is younger than the job's expiry and the grace after it."
     UNDERPAID = (
         "underpaid",
@@ -122,7 +126,7 @@ class Evidence:
 class ObservedPayment:
     """A transfer to us as the listener hands it over.
 
-    `transfers_in_tx` counts the transfers to the same recipient in the same transaction.
+    `transfers_in_tx` counts the transfers to us in the same transaction.
     """
 
     log: TransferLog

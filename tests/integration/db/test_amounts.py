@@ -99,7 +99,9 @@ async def test_no_amount_is_drawn_that_is_a_price(database: Database) -> None:
     for price, status in ((FREE[1], "pending"), (FREE[2], "completed"), (FREE[3], "pending")):
         job = await add_job(database, str(Decimal(price) / 1_000_000))
         await execute(database, "UPDATE jobs SET status = $2 WHERE id = $1", job.id, status)
-    await execute(database, "INSERT INTO jobs (skill_id) SELECT $1 FROM generate_series(1, 16)", skill)
+    await execute(
+        database, "INSERT INTO jobs (skill_id) SELECT $1 FROM generate_series(1, 16)", skill
+    )
     drawn = await rows(database, "SELECT unique_amount_units AS a FROM jobs ORDER BY id DESC")
     assert sorted(each["a"] for each in drawn[:16]) == [FREE[2], *FREE[4:]]
     with pytest.raises(asyncpg.PostgresError) as caught:

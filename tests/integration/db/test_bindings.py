@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
 from typing import Final
 
 import asyncpg
@@ -10,7 +9,6 @@ import pytest
 
 from db.audit import Note
 from db.bindings import (
-    RECONSIDER_NEW,
     AlreadyBound,
     Binding,
     BindingStore,
@@ -274,52 +272,50 @@ async def test_a_hosts_binding_holds_no_payment_locked(
     assert await standing(database, ids) == [("orphaned", "no_memo")]
 
 
-async def test_a_payment_that_is_locked_waits_for_the_next_sweep(
-    database: Database, bindings: BindingStore, ledger: PaymentStore
+async def test_a_binding_that_a_host_gives_to_another_job_is_new_again(
+    database: Database, ledger: PaymentStore
 ) -> None:
+    first, second = await add_job(database), await add_job(database)
+    await execute(database, "INSERT INTO job_bindings VALUES ($1, $2, $3)", PAYER, NONCE, first.id)
+    assert await ledger.reconsider() == 0
+    assert (await row(database, "SELECT is_new FROM job_bindings"))["is_new"] is False
+    await execute(database, "UPDATE job_bindings SET job_id = $1", second.id)
+    assert (await row(database, "SELECT is_new FROM job_bindings"))["is_new"] is True
+
+
+async def test_a_new_binding_finds_old_payments_once(
+    database: Database, ledger: PaymentStore
+) -> None:
+    """However long the daemon was away."""
     job = await add_job(database)
-    ids = await match(database, authorized())
-    async with database.transaction() as other, asyncio.timeout(5):
-        await other.execute("SELECT FROM payments FOR UPDATE")
-        assert await bind(bindings, job) == Bound(waiting=())
-        assert await ledger.reconsider() == 0
-    assert await standing(database, ids) == [NO_MEMO]
-    assert await ledger.reconsider() == 1
+    ids = await match(database, *(authorized() for _ in range(2)))
+    insert = "INSERT INTO job_bindings VALUES ($1, $2, $3, now() - interval '9 days')"
+    await execute(database, insert, PAYER, NONCE, job.id)
+    await execute(database, "UPDATE payments SET seen_at = seen_at - interval '9 days'")
+    assert await ledger.reconsider() == 2
+    assert await standing(database, ids) == [("seen", None)] * 2
+    assert await ledger.reconsider() == 0
 
 
 async def test_binding_once_more_finds_what_was_missed(
     database: Database, bindings: BindingStore, ledger: PaymentStore
 ) -> None:
-    """However long ago it was bound and paid."""
+    """A binding that was open for longer than the sweep looks."""
     job = await add_job(database)
-    ids = await match(database, authorized())
-    insert = "INSERT INTO job_bindings VALUES ($1, $2, $3, now() - interval '9 days')"
-    await execute(database, insert, PAYER, NONCE, job.id)
-    await execute(database, "UPDATE payments SET seen_at = seen_at - interval '9 days'")
+    await bind(bindings, job)
+    await ledger.reconsider()
+    (paid,) = await match(database, authorized(PRICE + 1))
+    await execute(
+        database,
+        "UPDATE payments SET status = 'unmatched', reason = 'no_memo', job_id = NULL,"
+        " matched_at = NULL, seen_at = seen_at - interval '61 minutes'",
+    )
     assert await ledger.reconsider() == 0
     assert await bind(bindings, job) == AlreadyBound()
-    assert await standing(database, ids) == [("seen", None)]
+    assert await standing(database, [paid]) == [("seen", None)]
 
 
-async def test_the_sweep_finds_new_bindings_by_indexes(database: Database) -> None:
-    await match(database, *(observed(5) for _ in range(300)))
-    async with database.connection() as connection:
-        await connection.execute("ANALYZE payments")
-        async with connection.transaction():
-            await connection.execute("SET LOCAL enable_seqscan = off")
-            plan = await connection.fetch("EXPLAIN " + RECONSIDER_NEW, CHAIN)
-    text = "\n".join(line[0] for line in plan)
-    indexes = (
-        "payments_unbound_idx",
-        "job_bindings_created_idx",
-        "payments_unmatched_evidence_idx",
-    )
-    assert [name for name in indexes if name not in text] == []
-
-
-async def test_the_sweep_reads_no_more_than_the_last_hour(
-    database: Database, ledger: PaymentStore
-) -> None:
+async def test_the_sweep_reads_no_more_than_the_last_hour(database: Database) -> None:
     """By an index that holds nothing but what might be bound."""
     await match(database, *(authorized() for _ in range(3)), *(observed(5) for _ in range(500)))
     async with database.connection() as connection:
@@ -332,10 +328,3 @@ async def test_the_sweep_reads_no_more_than_the_last_hour(
             """
         )
     assert "payments_unbound_idx" in "\n".join(line[0] for line in plan)
-    await execute(database, "UPDATE payments SET seen_at = seen_at - interval '61 minutes'")
-    job = await add_job(database)
-    insert = "INSERT INTO job_bindings VALUES ($1, $2, $3, now() - $4::interval)"
-    await execute(database, insert, PAYER, NONCE, job.id, timedelta(minutes=61))
-    assert await ledger.reconsider() == 0
-    await execute(database, "UPDATE job_bindings SET created_at = now()")
-    assert await ledger.reconsider() == 3, "a new binding finds old payments"

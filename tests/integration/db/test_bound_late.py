@@ -102,6 +102,30 @@ async def test_somebody_elses_memo_gives_way(
     assert found == ("matched", None, job.id)
 
 
+async def test_somebody_elses_memos_of_two_jobs_give_way(
+    database: Database, by_sweep: bool
+) -> None:
+    job, *others = [await add_job(database) for _ in range(3)]
+    payment = paid(PRICE + 7, bound(PAYERS), *(memo(other.memo, THIRD) for other in others))
+    found = await bind_late(database, job, payment, by_sweep=by_sweep)
+    assert found == ("matched", None, job.id)
+
+
+async def test_two_bindings_of_the_payer_contradict_each_other_for_good(database: Database) -> None:
+    """Decided anew it would be the same, for ever."""
+    jobs = [await add_job(database) for _ in range(2)]
+    values = (b"1", b"2")
+    names = [replace(bound(PAYERS), reference=Reference(issuer=PAYER, value=v)) for v in values]
+    ids = await match(database, paid(PRICE, *names))
+    for job, name in zip(jobs, names, strict=True):
+        assert name.reference is not None
+        await BindingStore(database).bind(job.id, name.reference, why="late", note=NOTE)
+    ledger = PaymentStore(database, CHAIN)
+    await ledger.decide_seen(DECIDE, 10)
+    assert await standing(database, ids) == [("unmatched", "memo_conflict")]
+    assert await ledger.reconsider() == 0
+
+
 async def test_somebody_elses_memo_has_paid_its_job(database: Database, by_sweep: bool) -> None:
     """What a job was paid by is not taken from it: bind before you settle."""
     job, another = await add_job(database), await add_job(database)

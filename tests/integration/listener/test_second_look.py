@@ -12,13 +12,13 @@ from tests.fakes.blocks import (
     Log,
     authorization_log,
     call_through,
-    call_token,
     nonce_of,
     pay,
     transfer_log,
 )
 from tests.fakes.node import FakeNode
-from tests.fakes.twists import changed_logs
+from tests.fakes.refusals import Refusal
+from tests.fakes.twists import changed_logs, refuses
 from tests.integration.listener.pairs import NOW, Pair, second_look_of
 from tests.integration.listener.rig import MEMO, PAYER, SHOP, STRANGER, Ear, memos_of
 from tests.integration.listener.test_reorgs import live, orphaned, samples
@@ -156,10 +156,12 @@ async def test_altered_facts_are_told_and_the_row_stays(
 async def test_a_memo_that_a_short_answer_left_out_is_found(
     chain: Chain, node: FakeNode, pair: Pair
 ) -> None:
-    """The transfers came, and not the authorizations that name their jobs."""
+    """The transfers came, without the receipt and the authorization that names a job."""
     nonce = authorization_log(PAYER, nonce_of(MEMO))
-    chain.add(call_token(STRANGER, nonce, transfer_log(PAYER, SHOP, 5)))
+    chain.add(call_through(STRANGER, nonce, transfer_log(PAYER, SHOP, 5)))
     chain.add(pay(PAYER, SHOP, 6))
+    too_large = Refusal(code=-32020, text="backend response too large", status=500)
+    node.twist("eth_getTransactionReceipt", refuses(too_large))
     node.twist("eth_getLogs", lambda p, logs: [] if _is_of(p, nonce) else logs)
     await pair.ear.catch_up()
     assert memos_of(await pair.ear.payments()) == []

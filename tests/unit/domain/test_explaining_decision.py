@@ -39,7 +39,7 @@ _OTHERS = "Its amount, the payer's own word, is the unique amount of job 4 (uuid
     [
         ({"job": JOB}, 1, (), [_NOT_EXACT]),
         ({"transfers_in_tx": 4}, 1, (),
-         ["It is one of 4 transfers to this address in its transaction."]),
+         ["It is one of 4 transfers to us in its transaction."]),
         ({}, 3, (), ["Its memo may speak of any of 3 transfers."]),
         ({}, 1, (beside(4, unique_amount=AMOUNT),), [_OTHERS]),
         ({"job": JOB}, 1, (beside(4, unique_amount=AMOUNT),), [_NOT_EXACT, _OTHERS]),
