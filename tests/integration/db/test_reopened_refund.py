@@ -17,9 +17,7 @@ async def test_money_that_went_back_is_not_matched_again(database: Database) -> 
     (kept,) = await match(database, half)
     (gone,) = await match(database, replace(observed(PRICE // 2, job.memo, block=header(2))))
     await PaymentStore(database, CHAIN).credit([kept, gone])
-    await send_back(
-        database, kept, replace(sent(PRICE // 2), block=header(2).ref), is_watched=True
-    )
+    await send_back(database, kept, replace(sent(PRICE // 2), block=header(2).ref), is_watched=True)
     assert await standing(database, [kept, gone]) == [("credited", None)] * 2
     await orphan(database, gone)
     await ReversalStore(database, CHAIN).reverse_orphaned(reverse, LIMIT)
