@@ -81,7 +81,8 @@ SELECT {TERMS}, job_uuid::text AS job_uuid
 _SUMS = """
 SELECT job_id,
        sum(amount_units) FILTER (WHERE status IN ('matched', 'credited')) AS covered,
-       sum(amount_units) FILTER (WHERE status = 'unmatched' AND reason = 'underpaid') AS partial
+       sum(amount_units) FILTER (WHERE status = 'unmatched' AND reason = 'underpaid') AS partial,
+       count(*) FILTER (WHERE status = 'unmatched' AND reason = 'underpaid') AS parts
   FROM payments WHERE job_id = ANY($1::bigint[]) GROUP BY job_id
 """
 
@@ -212,6 +213,7 @@ def terms_of(
         expires_at=row["expires_at"],
         covered=Units(int(sums["covered"] or 0) if sums else 0),
         partial=Units(int(sums["partial"] or 0) if sums else 0),
+        parts=sums["parts"] if sums else 0,
         references=frozenset(references),
         amount_after_block=row["amount_after_block"],
     )

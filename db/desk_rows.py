@@ -29,6 +29,7 @@ _SUMS: Final = """
 SELECT job_id,
        sum(amount_units) FILTER (WHERE status IN ('matched', 'credited')) AS covered,
        sum(amount_units) FILTER (WHERE status = 'unmatched') AS partial,
+       count(*) FILTER (WHERE status = 'unmatched') AS parts,
        coalesce((array_agg(id ORDER BY id) FILTER (WHERE status IN ('matched', 'credited')))[:$4],
                 '{}') AS paid_by,
        min(chain_id) FILTER (WHERE chain_id <> $3) AS other_chain

@@ -70,9 +70,9 @@ class JobTerms:
     `awaits_payment`: it is pending, or its work was begun for money that left the chain. `pay_to`
     None means any of our recipients. `price` None means that the job was stored without a usable
     one and cannot be paid. `covered` is the sum of the payments already matched to it or credited;
-    `partial` that of earlier ones that were too small and wait on it. `references` are what a host
-    application or an operator bound to it. `amount_after_block` was final when its unique amount
-    was drawn: who paid in a block up to there meant another job, of before.
+    `partial` that of the `parts` that came earlier, were too small and wait on it. `references` are
+    what a host application or an operator bound to it. `amount_after_block` was final when its
+    unique amount was drawn: who paid in a block up to there meant another job, of before.
     """
 
     id: JobId
@@ -84,6 +84,7 @@ class JobTerms:
     expires_at: datetime
     covered: Units
     partial: Units
+    parts: int
     references: frozenset[Reference]
     amount_after_block: int
 

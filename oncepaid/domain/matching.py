@@ -12,8 +12,8 @@ from oncepaid.domain.money import Units
 from oncepaid.domain.payments import Evidence, PaymentId, Reason, SeenPayment, Signer
 
 MOST_PARTIALS: Final = 20
-"""A part of a price is kept for its job only if so many of it make the price: strangers who send
-dust can neither fill a job's books nor pass for its payer."""
+"""So many parts of a price are kept for their job whatever they are; more only if so many of them
+make the price. Strangers who send dust cannot fill a job's books, nor keep its payer's part out."""
 SHORT_PART: Final = 10
 """A payment without a memo that misses a price by up to this part of it is taken for one that an
 exchange has shortened by its fee. An operator sees it beside that job; it never counts for it."""
@@ -100,10 +100,10 @@ class OpenJobs:
         match decision:
             case Matched():
                 covered = Units(job.gathered + payment.units)
-                self._by_id[job.id] = replace(job, covered=covered, partial=Units(0))
+                self._by_id[job.id] = replace(job, covered=covered, partial=Units(0), parts=0)
             case Unmatched(reason=Reason.UNDERPAID):
                 partial = Units(job.partial + payment.units)
-                self._by_id[job.id] = replace(job, partial=partial)
+                self._by_id[job.id] = replace(job, partial=partial, parts=job.parts + 1)
             case Unmatched():
                 pass
             case _:
@@ -219,7 +219,8 @@ def _decide_by_sum(
     # What is matched already counts too: a reorganisation may have taken the rest of its sum.
     if payment.units + job.gathered >= price:
         return Matched(job_id=job.id)
-    if payment.units * MOST_PARTIALS < price and not keep_any_part:
+    is_small = payment.units * MOST_PARTIALS < price
+    if is_small and job.parts >= MOST_PARTIALS and not keep_any_part:
         return Unmatched(reason=Reason.DUST, job_id=job.id)
     return Unmatched(reason=Reason.UNDERPAID, job_id=job.id)
 

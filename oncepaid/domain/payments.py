@@ -51,7 +51,7 @@ class Reason(StrEnum):
         "underpaid",
         "It is less than a price; where it names a job, it counts when the rest arrives in time.",
     )
-    DUPLICATE = "duplicate", "The job that it names was paid already, or is no longer open."
+    DUPLICATE = "duplicate", "The job that it is for was paid already, or is no longer open."
     AMBIGUOUS_AMOUNT = (
         "ambiguous_amount",
         "More than one open job waits for exactly this amount, as its unique amount or its price.",
@@ -65,7 +65,10 @@ class Reason(StrEnum):
         "shared_memo",
         "Its memo stands for several transfers at once: it cannot be told which of them it means.",
     )
-    DUST = "dust", "It is too small a part of the price to be kept for the job that it names."
+    DUST = (
+        "dust",
+        "Its job has many parts of the price already, and it is too small a part to be kept.",
+    )
     OWN_ADDRESS = "own_address", "It was sent from one of our own addresses."
     JOB_NOT_PAYABLE = "job_not_payable", "The job that it names has no price."
 

@@ -56,6 +56,12 @@ async def _reorgs(cast: Cast) -> None:
     cast.claude.script(error(529))
     gone.append(await cast.pay(begun))
     await cast.until_status(begun, "in_progress")
+    lease = await cast.sql.fetchval("SELECT lease_until FROM jobs WHERE id = $1", begun.id)
+    await cast.until(
+        "a heartbeat",
+        "SELECT coalesce(lease_until > $2, true) FROM jobs WHERE id = $1",
+        *(begun.id, lease),
+    )
     gone.append(await cast.pay(waiting))
     await cast.until_status(waiting, "paid")
     await cast.reorg(len(gone))

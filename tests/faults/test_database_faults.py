@@ -227,7 +227,7 @@ async def add_work(database: Database) -> None:
     await execute(
         database,
         "INSERT INTO payments (chain_id, tx_hash, log_index, block_number, block_hash, block_time,"
-        " sender, recipient, amount_units) SELECT chain_id, $1, 900, block_number, block_hash,"
+        " sender, recipient, amount_units) SELECT chain_id, $1, 2000000, block_number, block_hash,"
         " block_time, sender, recipient, amount_units FROM payments",
         header(900).hash,
     )

@@ -134,6 +134,7 @@ class MoneySide(Side):
             expires_at=job.expires_at,
             covered=_sum(covered),
             partial=_sum(self._underpaid(job.id)),
+            parts=len(self._underpaid(job.id)),
             references=frozenset(r for r, bound in self._t.bindings.items() if bound == job.id),
             amount_after_block=-1,
         )

@@ -14,7 +14,6 @@ from oncepaid.domain.memo import Memo
 from tests.simulation.chain import OURS, Transfer
 
 GRACE = timedelta(seconds=20)
-MOST_PARTIALS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +61,7 @@ def meaning_of(
     if not transfer.is_signed_by_payer and not is_exact:
         refused = {"third_party_memo", "duplicate", "late", *unread}
         return Meaning(order=order, reasons=frozenset(refused))
-    kept = "dust" if transfer.units * MOST_PARTIALS < order.price else "underpaid"
-    part = {kept} if transfer.units < order.price else set()
+    part = {"underpaid"} if transfer.units < order.price else set()
     return Meaning(order=order, reasons=frozenset({"duplicate", *part, *unread}), counts=True)
 
 

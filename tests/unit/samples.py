@@ -70,6 +70,7 @@ def job(number: int = 1, **changed: Any) -> JobTerms:
         expires_at=NOON,
         covered=Units(0),
         partial=Units(0),
+        parts=0,
         references=frozenset(),
         amount_after_block=-1,
     )

@@ -11,6 +11,7 @@ import pytest
 from db.payments import PaymentStore
 from db.pool import Database
 from oncepaid.domain.chain import Address
+from oncepaid.domain.matching import MOST_PARTIALS
 from tests.integration.db.support import (
     CHAIN,
     DECIDE,
@@ -66,20 +67,30 @@ async def test_dust_flood(database: Database, alone: Database) -> None:
     counts = [await statements_of(alone, size) for size in (500, 500, 500, 500, 1)]
     assert max(counts) <= 6
     assert await standing(database, [ids[1000]]) == [("matched", None)]
-    rest = Counter(await standing(database, [*ids[:1000], *ids[1001:]]))
-    assert rest == {("unmatched", "dust"): 1000, ("unmatched", "duplicate"): 1000}
-    crediting = await PaymentStore(database, CHAIN).credit([ids[1000]])
-    assert [each.id for each in crediting.credited] == [ids[1000]]
+    kept, rest = ids[:MOST_PARTIALS], [*ids[MOST_PARTIALS:1000], *ids[1001:]]
+    assert await standing(database, kept) == [("matched", None)] * MOST_PARTIALS
+    assert Counter(await standing(database, rest)) == {
+        ("unmatched", "dust"): 1000 - MOST_PARTIALS,
+        ("unmatched", "duplicate"): 1000,
+    }
+    crediting = await PaymentStore(database, CHAIN).credit([*kept, ids[1000]])
+    assert [each.id for each in crediting.credited] == [*kept, ids[1000]]
     stored = await job_row(database, job.id)
-    assert (stored["status"], stored["credited_units"]) == ("paid", PRICE)
+    assert (stored["status"], stored["credited_units"]) == ("paid", PRICE + MOST_PARTIALS)
 
 
 async def test_dust_leaves_an_unpaid_job_as_it_was(database: Database) -> None:
     job = await add_job(database)
-    await match(database, *(observed(49_999, job.memo, sender=STRANGER) for _ in range(100)))
+    flood = [observed(49, job.memo, sender=STRANGER) for _ in range(100)]
+    await match(database, *flood)
     assert (await job_row(database, job.id))["status"] == "pending"
-    found = await rows(database, "SELECT DISTINCT status, reason, job_id FROM payments")
-    assert found == [{"status": "unmatched", "reason": "dust", "job_id": job.id}]
+    found = await rows(
+        database, "SELECT reason, job_id, count(*) AS n FROM payments GROUP BY 1, 2 ORDER BY 1"
+    )
+    assert found == [
+        {"reason": "dust", "job_id": job.id, "n": 100 - MOST_PARTIALS},
+        {"reason": "underpaid", "job_id": job.id, "n": MOST_PARTIALS},
+    ]
     ids = await match(database, observed(PRICE, job.memo))
     assert await standing(database, ids) == [("matched", None)]
 

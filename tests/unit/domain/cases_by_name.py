@@ -1,5 +1,6 @@
 """References that were bound, an operator's word, and memos that may mean several transfers."""
 
+from oncepaid.domain.matching import MOST_PARTIALS
 from oncepaid.domain.money import Units
 from oncepaid.domain.payments import MemoSource, Reason, Signer
 from tests.unit.domain.cases import BY_MEMO, BY_THIRD, MATCHED, SECOND, THIRD, Case, of, unmatched
@@ -213,21 +214,33 @@ DUST_CASES = [
         then=unmatched(Reason.UNDERPAID, 1),
     ),
     Case(
-        name="less than a twentieth is dust",
+        name="less than a twentieth, among the first parts",
+        paid=of(1, BY_MEMO),
+        jobs=[job(price=Units(1000), parts=MOST_PARTIALS - 1)],
+        then=unmatched(Reason.UNDERPAID, 1),
+    ),
+    Case(
+        name="a twentieth after many parts is kept",
+        paid=of(50, BY_MEMO),
+        jobs=[job(price=Units(1000), parts=MOST_PARTIALS)],
+        then=unmatched(Reason.UNDERPAID, 1),
+    ),
+    Case(
+        name="less than a twentieth after many parts is dust",
         paid=of(49, BY_MEMO),
-        jobs=[job(price=Units(1000))],
+        jobs=[job(price=Units(1000), parts=MOST_PARTIALS)],
         then=unmatched(Reason.DUST, 1),
     ),
     Case(
         name="less than a twentieth, and the rest of the price",
         paid=of(49, BY_MEMO),
-        jobs=[job(price=Units(1000), partial=Units(951))],
+        jobs=[job(price=Units(1000), partial=Units(951), parts=MOST_PARTIALS)],
         then=MATCHED,
     ),
     Case(
         name="dust with a bound nonce, of another sender than the payer of the rest",
         paid=of(1, referring(5, issuer=PAYER)),
-        jobs=[job(price=Units(1000), references=frozenset({reference(5)}))],
+        jobs=[job(price=Units(1000), parts=MOST_PARTIALS, references=frozenset({reference(5)}))],
         then=unmatched(Reason.DUST, 1),
     ),
 ]
