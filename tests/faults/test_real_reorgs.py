@@ -182,6 +182,8 @@ async def _mark_final(world: World, *, behind: int) -> None:
         )
         INSERT INTO chain_checkpoints (chain_id, block_number, block_hash, block_time)
         SELECT chain_id, $1, $2, to_timestamp($3) FROM marked
+            -- A range may have ended there.
+            ON CONFLICT DO NOTHING
         """,
         number,
         block["hash"],
