@@ -43,8 +43,6 @@ class Mode(Enum):
     """One call, packed."""
     BATCH = b"\x01\x00"
     """Calls in an ABI-encoded list, all or nothing."""
-    TRY_SINGLE = b"\x00\x01"
-    """One call that may fail."""
     TRY_BATCH = b"\x01\x01"
     """Each call may fail by itself."""
 

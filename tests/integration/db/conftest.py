@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from db.payments import PaymentStore
 from db.pool import Database
+from db.reversals import ReversalStore
 from tests.conftest import database_url
+from tests.integration.db.support import CHAIN
 
 _TABLES = (
     "audit_log, chain_checkpoints, chain_cursor, chain_leader, generation_attempts, job_bindings,"
@@ -64,3 +67,13 @@ async def own_database(migrated_url: str) -> AsyncIterator[Database]:
     pool = await Database.connect(migrated_url, size=5)
     yield pool
     await pool.close()
+
+
+@pytest.fixture
+def ledger(database: Database) -> PaymentStore:
+    return PaymentStore(database, CHAIN)
+
+
+@pytest.fixture
+def reversals(database: Database) -> ReversalStore:
+    return ReversalStore(database, CHAIN)

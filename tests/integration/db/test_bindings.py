@@ -55,11 +55,6 @@ def bindings(database: Database) -> BindingStore:
     return BindingStore(database)
 
 
-@pytest.fixture
-def ledger(database: Database) -> PaymentStore:
-    return PaymentStore(database, CHAIN)
-
-
 def authorized(
     units: int = PRICE, *, payer: Address = PAYER, relayed: Memo | None = None
 ) -> ObservedPayment:

@@ -27,11 +27,6 @@ CREDITED = ("credited", None)
 MATCHED = ("matched", None)
 
 
-@pytest.fixture
-def ledger(database: Database) -> PaymentStore:
-    return PaymentStore(database, CHAIN)
-
-
 async def pay(database: Database, *units: int) -> tuple[Job, list[PaymentId]]:
     """A job with matched payments of these amounts, which together reach its price."""
     job = await add_job(database)

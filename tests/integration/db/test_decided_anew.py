@@ -25,16 +25,6 @@ from tests.integration.db.support import (
 pytestmark = pytest.mark.fault("F16")
 
 
-@pytest.fixture
-def ledger(database: Database) -> PaymentStore:
-    return PaymentStore(database, CHAIN)
-
-
-@pytest.fixture
-def reversals(database: Database) -> ReversalStore:
-    return ReversalStore(database, CHAIN)
-
-
 async def test_money_that_is_left_covers_the_job(
     database: Database, reversals: ReversalStore
 ) -> None:

@@ -15,7 +15,6 @@ from oncepaid.domain.jobs import JobId, JobTerms
 from oncepaid.domain.matching import Decision, Matched
 from oncepaid.domain.payments import PaymentId, SeenPayment
 from tests.integration.db.support import (
-    CHAIN,
     DECIDE,
     EPOCH,
     SHOP,
@@ -35,11 +34,6 @@ from tests.integration.db.support import (
 
 PRICE = 1_000_000
 ELSEWHERE = Address("0x" + "77" * 20)
-
-
-@pytest.fixture
-def ledger(database: Database) -> PaymentStore:
-    return PaymentStore(database, CHAIN)
 
 
 async def add_jobs(database: Database, count: int) -> list[Job]:

@@ -36,16 +36,6 @@ from tests.integration.db.support import (
 pytestmark = pytest.mark.fault("F16")
 
 
-@pytest.fixture
-def ledger(database: Database) -> PaymentStore:
-    return PaymentStore(database, CHAIN)
-
-
-@pytest.fixture
-def reversals(database: Database) -> ReversalStore:
-    return ReversalStore(database, CHAIN)
-
-
 async def test_a_job_that_was_not_begun_waits_for_money_again(
     database: Database, reversals: ReversalStore
 ) -> None:
