@@ -3,6 +3,7 @@
 MetaMask's is an ERC-7579 account, so its `execute(mode, calldata)` shows that form too.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
@@ -25,6 +26,9 @@ from devchain.contracts.sending import (
 )
 from devchain.contracts.simple_account import batch_data
 from devchain.wallet import Wallet
+
+_COUNT_TIMEOUT_S = 15.0
+_COUNT_POLL_S = 0.005
 
 
 class Code(StrEnum):
@@ -117,9 +121,18 @@ def authorize(wallet: Wallet, code: Code, nonce: int) -> SignedSetCodeAuthorizat
 
 
 async def delegate(wallet: Wallet, code: Code) -> Delegated:
-    """Set the account's code; returns once mined."""
-    signed = authorize(wallet, code, await transaction_count(wallet) + 1)
+    """Set the account's code; returns once mined, and once the node counts on from there.
+
+    The transaction takes two nonces, its own and its authorization's. anvil (1.7.1) shows it mined
+    a moment before it leaves the pool, and until then counts on from its own one alone: what it
+    sends for the account in that moment, it refuses itself as "nonce too low".
+    """
+    nonce = await transaction_count(wallet)
+    signed = authorize(wallet, code, nonce + 1)
     await wallet.rpc.receipt(await send_delegating(wallet, wallet.address, b"", [signed]))
+    async with asyncio.timeout(_COUNT_TIMEOUT_S):
+        while await transaction_count(wallet) < nonce + 2:
+            await asyncio.sleep(_COUNT_POLL_S)
     return Delegated(wallet=wallet, code=code)
 
 
